@@ -1,0 +1,53 @@
+# Every target works on a fresh clone. `make` alone lists them.
+
+PYTHON  ?=
+VENV    := .venv
+BIN     := $(VENV)/bin
+SOURCES := server/pilothouse steering_vectors/pilothouse probes/pilothouse tests
+ARGS    ?=
+
+export PYTHON VENV
+export VLLM_NO_USAGE_STATS := 1
+export DO_NOT_TRACK := 1
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-test serve test test-all lint bench harbor clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## create .venv with the server in it (PYTHON=python3.12 chooses the interpreter)
+	@requirements/setup.sh server
+
+setup-test:
+	@requirements/setup.sh test
+
+serve: setup ## serve the embedded model on port 8000 (ARGS="MODEL --port 9000" serves another)
+	$(BIN)/pilothouse serve $(ARGS)
+
+lint: setup-test ## ruff, mypy --strict, import rules, Dockerfile
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy $(SOURCES)
+	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+
+test: export HF_HUB_OFFLINE := 1
+test: lint ## every check that takes seconds or a minute
+	$(BIN)/pytest -m "not slow" $(ARGS)
+
+test-all: export HF_HUB_OFFLINE := 1
+test-all: lint ## the slow ones too
+	$(BIN)/pytest $(ARGS)
+
+bench: setup-test ## what steering and probing cost, against plain vLLM
+	@mkdir -p bench
+	$(BIN)/pilothouse bench --json bench/results.json $(ARGS)
+
+harbor: setup-test ## make the embedded model and its artefacts again
+	$(BIN)/python -m pilothouse.harbor.build $(ARGS)
+
+clean: ## remove caches and builds; .venv stays
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis bench/scratch
+	find server steering_vectors probes tests -name __pycache__ -type d -prune -exec rm -rf {} +

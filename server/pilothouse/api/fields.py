@@ -1,0 +1,210 @@
+"""The two request fields as strict models: wrong types, unknown keys and impossible values become one clear 400.
+
+Nothing here knows which vectors, probes or layers exist; `plans` does.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
+
+from pilothouse.api.names import PROBES, STEERING, printable, quote
+from pilothouse.core.errors import BadRequest
+from pilothouse.core.plans import END, NamedPositions, PositionRange, Positions
+
+OPERATIONS = ("add",)
+"""Operations of the contract that this version has compiled in."""
+
+Unit = Literal["raw", "max_act", "resid_norm"]
+Index = Annotated[int, Field(ge=-END, le=END)]
+
+_NAMED = "<named>"
+_OTHER = "<other>"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class RangeField(_Strict):
+    """`positions` as an explicit range: from inclusive, to exclusive, negative from the end of the prompt."""
+
+    start: Index = Field(alias="from")
+    stop: Index = Field(alias="to")
+
+
+class InlineField(_Strict):
+    """A direction sent with the request: base64 of little-endian float32 by layer."""
+
+    layers: dict[str, str] = Field(min_length=1)
+
+
+def _by_type(value: object) -> str:
+    """Which arm of a name-or-structure union `value` is for, so that errors speak of that arm only."""
+    return _NAMED if isinstance(value, str) else _OTHER
+
+
+PositionsField = Annotated[
+    Annotated[NamedPositions, Tag(_NAMED)] | Annotated[RangeField, Tag(_OTHER)], Discriminator(_by_type)
+]
+LayersField = Annotated[
+    Annotated[Literal["all"], Tag(_NAMED)] | Annotated[list[int], Field(min_length=1), Tag(_OTHER)],
+    Discriminator(_by_type),
+]
+
+
+class EditField(_Strict):
+    """One entry of `steering`."""
+
+    vector: str | None = None
+    sae: str | None = None
+    feature: int | None = None
+    inline: InlineField | None = None
+    op: Literal["add", "ablate", "set", "cap", "clamp", "min_clamp"] = "add"
+    strength: float = 1.0
+    unit: Unit | None = None
+    layers: LayersField | None = None
+    positions: PositionsField = "all"
+    preserve_norm: bool = False
+    gate: Any = None
+    min: float | None = None
+    max: float | None = None
+
+    @property
+    def span(self) -> Positions:
+        """`positions` as the core knows them."""
+        if isinstance(self.positions, RangeField):
+            return PositionRange(self.positions.start, self.positions.stop)
+        return self.positions
+
+
+class ProbesField(_Strict):
+    """`probes`; `names` is None where the server's defaults are meant."""
+
+    names: list[str] | None = None
+    tokens: bool = False
+    prompt: bool = False
+
+
+_EDITS = TypeAdapter(list[EditField])
+_NAMES = TypeAdapter(list[str], config=ConfigDict(strict=True))
+
+
+def parse_steering(value: object) -> list[EditField]:
+    """The entries of `steering`, or BadRequest for the first thing wrong with them."""
+    try:
+        edits = _EDITS.validate_python(value, strict=True)
+    except ValidationError as error:
+        raise _first_problem(error, STEERING) from None
+    for i, edit in enumerate(edits):
+        _check_edit(edit, f"{STEERING}[{i}]")
+    return edits
+
+
+def parse_probes(value: object) -> ProbesField:
+    """`probes` in either of its forms, or BadRequest for the first thing wrong with it."""
+    if isinstance(value, Mapping) and "sae" in value:
+        raise BadRequest("this server has not got SAE features compiled in as probes; it has named probes", "probes.sae")
+    try:
+        if isinstance(value, list):
+            _reject_sae_entries(value)
+            field = ProbesField(names=_NAMES.validate_python(value))
+        else:
+            field = ProbesField.model_validate(value)
+    except ValidationError as error:
+        raise _first_problem(error, PROBES) from None
+    if field.names is None and isinstance(value, Mapping) and "names" in value:
+        raise BadRequest("probes.names must be a list, not null; leave it out for the server's defaults", "probes.names")
+    return field
+
+
+def _reject_sae_entries(entries: list[Any]) -> None:
+    for i, entry in enumerate(entries):
+        if isinstance(entry, Mapping) and "sae" in entry:
+            raise BadRequest(
+                "this server has not got SAE features compiled in as probes; it has named probes", f"probes[{i}]"
+            )
+
+
+def _check_edit(edit: EditField, where: str) -> None:
+    """What a type cannot say: one source, operations that are built, ranges that can hold something."""
+    sources = [name for name in ("vector", "sae", "inline") if getattr(edit, name) is not None]
+    if len(sources) != 1:
+        found = " and ".join(sources) or "none of them"
+        raise BadRequest(f"{where} must have exactly one of vector, sae and inline; it has {found}", where)
+    if edit.sae is not None and edit.feature is None:
+        raise BadRequest(f"{where}.feature is required with sae", f"{where}.feature")
+    if edit.sae is None and edit.feature is not None:
+        raise BadRequest(f"{where}.feature goes with sae only", f"{where}.feature")
+    if edit.op not in OPERATIONS:
+        raise _not_compiled(f"operation {edit.op!r}", f"{where}.op")
+    for key in ("min", "max"):
+        if getattr(edit, key) is not None:
+            raise BadRequest(f"{where}.{key} goes with op 'cap' only", f"{where}.{key}")
+    if edit.preserve_norm:
+        raise _not_compiled("preserve_norm", f"{where}.preserve_norm")
+    if edit.gate is not None:
+        raise _not_compiled("gates", f"{where}.gate")
+    if isinstance(edit.positions, RangeField):
+        _check_range(edit.positions, f"{where}.positions")
+
+
+def _check_range(span: RangeField, where: str) -> None:
+    """Refuse a range that is empty whatever the prompt's length; the others are settled once that is known."""
+    same_end = (span.start < 0) == (span.stop < 0)
+    if (same_end and span.stop <= span.start) or span.stop == 0:
+        raise BadRequest(f"{where} from {span.start} to {span.stop} select nothing", where)
+
+
+def _not_compiled(what: str, param: str) -> BadRequest:
+    names = ", ".join(OPERATIONS)
+    return BadRequest(f"this server has not got {what} compiled in; it has the operations: {names}", param)
+
+
+_MESSAGES = {
+    "string_type": "must be a string",
+    "string_unicode": "must be valid Unicode",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "too_short": "must not be empty",
+    "greater_than_equal": "is out of range",
+    "less_than_equal": "is out of range",
+    "missing": "is required",
+    "extra_forbidden": "is not a field of this request",
+}
+
+
+# Where a name or a structure may stand, a complaint about the structure alone would mislead.
+_EITHER = {
+    "positions": "must be the name of a selector or an object with from and to",
+    "layers": "must be null, 'all' or a list of layers",
+    PROBES: "must be a list of names or an object with names, tokens and prompt",
+}
+
+
+def _first_problem(error: ValidationError, field: str) -> BadRequest:
+    """The first complaint of pydantic, in plain words and with the path as the client wrote it."""
+    first = error.errors(include_url=False)[0]
+    param = _path(field, first["loc"])
+    if first["type"] == "literal_error":
+        return BadRequest(f"{param} must be {first['ctx']['expected']}, not {quote(first['input'])}", param)
+    said = _MESSAGES.get(first["type"], printable(first["msg"]))
+    if first["type"] in ("model_type", "model_attributes_type", "list_type"):
+        said = _EITHER.get(param.rpartition(".")[2], said)
+    shown = "" if first["type"] in ("missing", "extra_forbidden") else f", not {quote(first['input'])}"
+    return BadRequest(f"{param} {said}{shown}", param)
+
+
+def _path(field: str, loc: tuple[int | str, ...]) -> str:
+    path = field
+    for step in loc:
+        if step in (_NAMED, _OTHER):
+            continue
+        path += f"[{step}]" if isinstance(step, int) else f".{printable(step)}"
+    return path

@@ -1,0 +1,102 @@
+"""Configuration, frozen once the server starts.
+
+`EngineLayout` fixes the shapes inside the compiled graph, so it is part of the key of vLLM's compile cache. `ServerConfig`
+is the API process's own and may change from start to start without recompiling anything.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pilothouse.core.errors import StartupError
+
+LAYOUT_KEY = "pilothouse"
+CONFIG_ENV = "PILOTHOUSE_CONFIG"
+LAYOUT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class EngineLayout:
+    """Shapes of the hooks: which layers have a site, how many distinct plans and probes run at once.
+
+    slots: distinct steering plans in one batch; rows_per_slot: distinct combinations of edits that one plan may have over
+    its positions; readouts: distinct probes at once; capture: keep the whole stream of every site (offline only).
+    """
+
+    sites: tuple[int, ...] | None = None
+    slots: int = 64
+    rows_per_slot: int = 8
+    readouts: int = 16
+    capture: bool = False
+    version: int = LAYOUT_VERSION
+
+    def __post_init__(self) -> None:
+        for name in ("slots", "rows_per_slot", "readouts"):
+            if getattr(self, name) < 1:
+                raise StartupError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of an edit bank: row 0 is the exact no-op."""
+        return 1 + self.slots * self.rows_per_slot
+
+    def first_row(self, slot: int) -> int:
+        return 1 + slot * self.rows_per_slot
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+        _reject_unknown(cls, raw)
+        sites = raw.get("sites")
+        return cls(**{**raw, "sites": None if sites is None else tuple(sites)})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for; shown by /v1/capabilities."""
+
+    max_edits: int = 8
+    max_inline_bytes: int = 4 * 1024 * 1024
+    max_steering_names_in_label: int = 3
+    adhoc_cache_bytes: int = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """What the API process loads and allows."""
+
+    vectors: tuple[str, ...] = ()
+    probes: tuple[str, ...] = ()
+    saes: tuple[str, ...] = ()
+    default_probes: tuple[str, ...] = ()
+    admin_key: str | None = None
+    limits: Limits = Limits()
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        raw = json.loads(text)
+        _reject_unknown(cls, raw)
+        lists = {k: tuple(raw.get(k, ())) for k in ("vectors", "probes", "saes", "default_probes")}
+        return cls(**lists, admin_key=raw.get("admin_key"), limits=Limits(**raw.get("limits", {})))
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """The configuration that `pilothouse serve` left for the API process; StartupError when there is none."""
+        text = os.environ.get(CONFIG_ENV)
+        if text is None:
+            raise StartupError("no Pilothouse configuration found: start the server with `pilothouse serve`")
+        return cls.from_json(text)
+
+
+def _reject_unknown(cls: type, raw: Mapping[str, Any]) -> None:
+    known = {f.name for f in dataclasses.fields(cls)}
+    if unknown := sorted(set(raw) - known):
+        raise StartupError(f"unknown configuration keys: {', '.join(unknown)}")

@@ -1,0 +1,154 @@
+"""What travels between the API process, the engine core and the workers. Plain, frozen, and small.
+
+The API process puts an encoded `WirePlan` under `PLAN_KEY` in a request's extra arguments, and the content of new
+directions under `DIRECTIONS_KEY` (`NONCE_KEY` only finds the request again in the API process itself). The scheduler turns it into
+`StepOrders` for the workers, attached to the step's scheduler output. The workers answer with `StepReadings`, attached
+to the step's model output, which the scheduler cuts into one encoded `Reading` per request under `READING_KEY`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from pilothouse.core.sites import Float32
+
+PLAN_KEY = "pilothouse.plan"
+DIRECTIONS_KEY = "pilothouse.directions"
+NONCE_KEY = "pilothouse.nonce"
+RESERVED_KEYS = (PLAN_KEY, DIRECTIONS_KEY, NONCE_KEY)
+READING_KEY = "pilothouse.reading"
+ORDERS_ATTRIBUTE = "pilothouse_orders"
+READINGS_ATTRIBUTE = "pilothouse_readings"
+
+Payload = dict[int, bytes]
+"""One direction: little-endian float32 bytes by layer."""
+
+
+class WireEdit(msgspec.Struct, frozen=True, array_like=True):
+    """One direction by digest and what it is multiplied by at each layer."""
+
+    direction: bytes
+    coefficients: dict[int, float]
+
+
+class WireSpan(msgspec.Struct, frozen=True, array_like=True):
+    """Positions [start, stop) take row `row` of the plan's slot."""
+
+    start: int
+    stop: int
+    row: int
+
+
+class CacheSpan(msgspec.Struct, frozen=True, array_like=True):
+    """Positions [start, stop) are edited by the edit with this digest: part of the key of blocks that it touches."""
+
+    start: int
+    stop: int
+    edit: bytes
+
+
+class WirePlan(msgspec.Struct, frozen=True, array_like=True):
+    """A plan resolved against its prompt.
+
+    rows: for each row of the slot, the numbers of the edits that are summed in it; slot: digest of rows and edits (empty
+    when nothing is edited); readouts: digests of the readout directions; read_from: first position whose readouts are
+    sent back.
+    """
+
+    slot: bytes = b""
+    edits: tuple[WireEdit, ...] = ()
+    rows: tuple[tuple[int, ...], ...] = ()
+    spans: tuple[WireSpan, ...] = ()
+    cache: tuple[CacheSpan, ...] = ()
+    readouts: tuple[bytes, ...] = ()
+    read_from: int = 0
+
+    @property
+    def named(self) -> set[bytes]:
+        """Digests of all directions that the plan needs."""
+        return {edit.direction for edit in self.edits} | set(self.readouts)
+
+
+class WireDirections(msgspec.Struct, frozen=True, array_like=True):
+    """Content of directions that the engine has not been sent by this client, and digests that it will not name again
+    before it has sent them anew."""
+
+    content: dict[bytes, Payload] = {}
+    forget: tuple[bytes, ...] = ()
+
+
+class Reading(msgspec.Struct, frozen=True, array_like=True):
+    """Readouts of one request from one or more steps.
+
+    runs: (first position, number of positions, number of them edited) for each stretch that was forwarded; start and
+    scores: float32 bytes [n, readouts of the request], for the positions listed in `score_runs` as (first, number).
+    """
+
+    runs: tuple[tuple[int, int, int], ...] = ()
+    score_runs: tuple[tuple[int, int], ...] = ()
+    scores: bytes = b""
+
+
+plan_encoder = msgspec.msgpack.Encoder()
+plan_decoder = msgspec.msgpack.Decoder(WirePlan)
+directions_encoder = msgspec.msgpack.Encoder()
+directions_decoder = msgspec.msgpack.Decoder(WireDirections)
+reading_encoder = msgspec.msgpack.Encoder()
+reading_decoder = msgspec.msgpack.Decoder(Reading)
+
+
+@dataclass(frozen=True)
+class SlotLoad:
+    """Fill slot `slot`: row i becomes the sum over j of coefficient x direction, by layer."""
+
+    slot: int
+    rows: tuple[tuple[WireEdit, ...], ...]
+
+
+@dataclass(frozen=True)
+class ReadoutLoad:
+    """Fill readout column `column` with this direction."""
+
+    column: int
+    direction: bytes
+
+
+@dataclass(frozen=True)
+class RequestOrders:
+    """A request that starts: where its positions find their rows and which columns are its readouts."""
+
+    slot: int
+    spans: tuple[WireSpan, ...]
+    columns: tuple[int, ...]
+    read_from: int
+
+
+@dataclass(frozen=True)
+class StepOrders:
+    """Changes for the workers before a step; applied in the order of the fields."""
+
+    retire: tuple[str, ...] = ()
+    forget: tuple[bytes, ...] = ()
+    directions: Mapping[bytes, Payload] = field(default_factory=dict)
+    slots: tuple[SlotLoad, ...] = ()
+    readouts: tuple[ReadoutLoad, ...] = ()
+    requests: Mapping[str, RequestOrders] = field(default_factory=dict)
+
+
+@dataclass
+class StepReadings:
+    """What one step ran for the requests that have a plan: parallel lists, one entry a request.
+
+    Request k ran counts[k] positions from starts[k], edited[k] of them edited. The readouts of its last scored[k]
+    positions are rows sum(scored[:k]) onward of scores, [sum of scored, readout columns] float32.
+    """
+
+    request_ids: list[str]
+    starts: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+    edited: npt.NDArray[np.int64]
+    scored: npt.NDArray[np.int64]
+    scores: Float32

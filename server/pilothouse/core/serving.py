@@ -1,0 +1,62 @@
+"""The seam between HTTP and the engine: what the engine's OpenAI handlers call, and what the API room implements."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from pilothouse.core.plans import Plan
+from pilothouse.core.sites import Float32, ModelShape
+from pilothouse.core.tracks import PromptTrack
+
+
+class RequestSession(Protocol):
+    """One HTTP request with its plan, from validation to the last byte of its response.
+
+    A choice's number is (number of its prompt) x n + (number of its sequence), as in OpenAI's API.
+    """
+
+    plan: Plan
+
+    def add_prompt(self, track: PromptTrack) -> None:
+        """Called once for each prompt, in order, just before it goes to the engine."""
+
+    def decorate(self, index: int) -> dict[str, Any]:
+        """The keys that finished choice `index` carries beside OpenAI's."""
+
+    def token_scores(self, index: int) -> list[dict[str, Any] | None]:
+        """For each generated token so far, what `logprobs.content[]` shows under `probe_scores`."""
+
+    def rewrite_event(self, event: str) -> str:
+        """One server-sent event of the stream with the scores that are known by now put in."""
+
+    def set_response_id(self, response_id: str) -> None:
+        """Told as soon as the response's id is known."""
+
+    def close(self, error: str | None = None) -> None:
+        """Called exactly once when every sequence has ended, however it ended."""
+
+
+class RequestExtension(Protocol):
+    """Makes sessions. One per API process."""
+
+    def open(self, fields: Mapping[str, Any], route: str, model_name: str) -> RequestSession:
+        """Validate a request's extra top-level fields; raises BadRequest."""
+
+    def open_default(self, route: str, model_name: str) -> RequestSession:
+        """A session for traffic that arrives by routes without our fields: the server's default probes."""
+
+
+class ActivationSource(Protocol):
+    """Reads activations through the serving engine's own sites."""
+
+    @property
+    def shape(self) -> ModelShape:
+        """The model that is read."""
+
+    def encode(self, item: str | Sequence[Mapping[str, str]], add_generation_prompt: bool = False) -> list[int]:
+        """Token ids of a raw text (BOS as the tokenizer adds it) or of chat messages (by the chat template)."""
+
+    def read(self, prompts: Sequence[Sequence[int]], layers: Sequence[int]) -> list[dict[int, Float32]]:
+        """For each prompt, the stream [n_tokens, d_model] float32 at each layer, before any edit."""
+
+    def close(self) -> None:
+        """Shut the engine down."""

@@ -1,0 +1,75 @@
+"""What the engine reported about one request, kept by absolute position until the response is made.
+
+The engine's client writes, the API reads; both live in the API process. Recomputed positions (preemption) overwrite
+themselves, so every position counts once however often it was forwarded.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pilothouse.core.messages import Reading
+from pilothouse.core.plans import Plan
+from pilothouse.core.sites import Float32
+
+
+@dataclass
+class ChoiceTrack:
+    """One generated sequence: its tokens, what was forwarded, and its readouts [position, readout]."""
+
+    n_prompt: int
+    n_readouts: int
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    forwarded: list[tuple[int, int]] = field(default_factory=list)
+    edited_reported: int = 0
+    _scores: list[tuple[int, Float32]] = field(default_factory=list)
+
+    def add(self, reading: Reading) -> None:
+        """Take in one reading; later readings of a position replace earlier ones."""
+        for start, count, edited in reading.runs:
+            self.edited_reported += edited
+            if self.forwarded and self.forwarded[-1][1] == start:
+                self.forwarded[-1] = (self.forwarded[-1][0], start + count)
+            else:
+                self.forwarded.append((start, start + count))
+        if reading.scores:
+            table = np.frombuffer(reading.scores, dtype="<f4").reshape(-1, self.n_readouts)
+            row = 0
+            for start, count in reading.score_runs:
+                self._scores.append((start, table[row : row + count]))
+                row += count
+
+    def scores(self, start: int, stop: int) -> Float32:
+        """Raw readouts [stop - start, readouts] at positions [start, stop); NaN where none was taken."""
+        out = np.full((max(stop - start, 0), self.n_readouts), np.nan, dtype=np.float32)
+        for first, rows in self._scores:
+            lo, hi = max(first, start), min(first + len(rows), stop)
+            if lo < hi:
+                out[lo - start : hi - start] = rows[lo - first : hi - first]
+        return out
+
+    def count_forwarded(self, start: int, stop: int) -> int:
+        """How many distinct positions of [start, stop) went through the model."""
+        total, reached = 0, start
+        for first, last in sorted(self.forwarded):
+            lo, hi = max(first, reached), min(last, stop)
+            if lo < hi:
+                total += hi - lo
+                reached = hi
+        return total
+
+    @property
+    def first_forwarded(self) -> int:
+        """Positions before this one came from the prefix cache."""
+        return min((first for first, _ in self.forwarded), default=self.n_prompt)
+
+
+@dataclass
+class PromptTrack:
+    """One prompt of a request under its plan, and the sequences generated from it."""
+
+    plan: Plan
+    prompt_token_ids: list[int]
+    spans: list[tuple[int, int]]
+    choices: list[ChoiceTrack]

@@ -1,0 +1,68 @@
+"""Activations read offline through the serving engine's own sites, for extraction and training."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pilothouse.core.config import EngineLayout
+from pilothouse.core.sites import Float32, ModelShape
+from pilothouse.engine.launch import prepare_environment
+from pilothouse.engine.options import engine_options
+from pilothouse.engine.support import model_shape, require_supported_config
+from pilothouse.engine.versions import require_supported_vllm
+
+
+class CapturingEngine:
+    """An in-process vLLM whose sites keep the whole stream. Implements `ActivationSource`.
+
+    Compiled and batched like a server; prefix caching is off, since cached positions are not forwarded.
+    """
+
+    def __init__(self, model: str, served_name: str | None = None, **engine_arguments: Any) -> None:
+        require_supported_vllm()
+        prepare_environment()
+        from vllm import LLM, SamplingParams
+
+        layout = EngineLayout(capture=True, slots=1, rows_per_slot=1, readouts=1)
+        options = {"enable_prefix_caching": False, "disable_log_stats": True, **engine_arguments}
+        self._llm = LLM(model=model, **options, **engine_options(layout))
+        config = self._llm.llm_engine.vllm_config
+        require_supported_config(config)
+        shape = model_shape(config, None)
+        self._shape = ModelShape(served_name or model, shape.d_model, shape.n_layers, shape.sites)
+        self._params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+
+    @property
+    def shape(self) -> ModelShape:
+        return self._shape
+
+    def encode(self, item: str | Sequence[Mapping[str, str]], add_generation_prompt: bool = False) -> list[int]:
+        tokenizer = self._llm.get_tokenizer()
+        if isinstance(item, str):
+            return list(tokenizer.encode(item))
+        text = tokenizer.apply_chat_template(
+            list(item), tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+        return list(tokenizer.encode(text, add_special_tokens=False))
+
+    def read(self, prompts: Sequence[Sequence[int]], layers: Sequence[int]) -> list[dict[int, Float32]]:
+        inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        self._llm.collective_rpc("pilothouse_captures")
+        self._llm.generate(inputs, self._params, use_tqdm=False)
+        captured: dict[str, dict[int, Float32]] = self._llm.collective_rpc("pilothouse_captures")[0]
+        in_order = [captured[name] for name in sorted(captured, key=_number)]
+        return [
+            {layer: streams[layer][: len(prompt)] for layer in layers}
+            for prompt, streams in zip(prompts, in_order, strict=True)
+        ]
+
+    def close(self) -> None:
+        self._llm.llm_engine.engine_core.shutdown()
+
+
+def _number(request_id: str) -> int:
+    """vLLM numbers offline requests in order and appends random characters."""
+    match = re.match(r"\d+", request_id)
+    if match is None:
+        raise ValueError(f"unexpected request id {request_id}")
+    return int(match[0])

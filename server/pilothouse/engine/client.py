@@ -1,0 +1,254 @@
+"""The API process's end of the engine: plans go out with requests, readings come back with outputs.
+
+Seams, each on the one `AsyncLLM` instance of the process: `generate` (a plan for every request, forged keys refused),
+`engine_core.add_request_async` (content of new directions rides with the first request that needs it, in the order in
+which the engine receives requests), `output_processor.process_outputs` (readings are taken off before vLLM merges chunks
+or shows `kv_transfer_params` to the client).
+"""
+
+import copy
+import itertools
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from contextvars import ContextVar
+from typing import Any
+from weakref import WeakValueDictionary
+
+from vllm.renderers.inputs.preprocess import extract_prompt_components
+from vllm.sampling_params import RequestOutputKind
+
+from pilothouse.core.config import EngineLayout
+from pilothouse.core.errors import BadRequest
+from pilothouse.core.messages import (
+    DIRECTIONS_KEY,
+    NONCE_KEY,
+    PLAN_KEY,
+    READING_KEY,
+    RESERVED_KEYS,
+    WireDirections,
+    directions_encoder,
+    plan_encoder,
+    reading_decoder,
+)
+from pilothouse.core.plans import Direction, Plan
+from pilothouse.core.serving import RequestSession
+from pilothouse.core.tracks import ChoiceTrack, PromptTrack
+from pilothouse.engine.wire import resolve
+
+current_session: ContextVar["RequestSession | NullSession | None"] = ContextVar("pilothouse_session", default=None)
+"""The session of the HTTP request being handled, from its validation until its requests are handed to the engine."""
+
+
+class NullSession:
+    """Stands in for the session while vLLM searches beams: it rebuilds its requests, so nothing can be carried."""
+
+    plan = Plan()
+
+    def add_prompt(self, track: PromptTrack) -> None:
+        return None
+
+    def close(self, error: str | None = None) -> None:
+        return None
+
+
+class Courier:
+    """Knows what this client has sent to the engine, and when it may be forgotten."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._sent: OrderedDict[bytes, int] = OrderedDict()
+        self._live: dict[bytes, int] = {}
+        self._bytes = 0
+
+    def hold(self, directions: list[Direction]) -> None:
+        """These directions belong to a request that is not over."""
+        for direction in directions:
+            self._live[direction.digest] = self._live.get(direction.digest, 0) + 1
+
+    def drop(self, directions: list[Direction]) -> None:
+        """Undo one `hold`."""
+        for direction in directions:
+            self._live[direction.digest] -= 1
+            if not self._live[direction.digest]:
+                del self._live[direction.digest]
+
+    def parcel(self, directions: list[Direction]) -> WireDirections | None:
+        """What to send along with a request that needs `directions`; None when the engine has it all."""
+        new = {d.digest: d for d in directions if d.digest not in self._sent}
+        for direction in directions:
+            if direction.digest in self._sent:
+                self._sent.move_to_end(direction.digest)
+        if not new:
+            return None
+        content = {digest: direction.payload for digest, direction in new.items()}
+        for digest, payload in content.items():
+            self._sent[digest] = sum(map(len, payload.values()))
+            self._bytes += self._sent[digest]
+        return WireDirections(content, self._evict())
+
+    def unsend(self, parcel: WireDirections) -> None:
+        """The parcel may not have arrived: its content will be sent again."""
+        for digest in parcel.content:
+            self._bytes -= self._sent.pop(digest, 0)
+
+    def _evict(self) -> tuple[bytes, ...]:
+        forgotten = []
+        for digest in list(self._sent):
+            if self._bytes <= self._max_bytes:
+                break
+            if digest not in self._live:
+                self._bytes -= self._sent.pop(digest)
+                forgotten.append(digest)
+        return tuple(forgotten)
+
+
+class SteeringClient:
+    """Wraps one vLLM engine client in place."""
+
+    def __init__(
+        self, engine_client: Any, layout: EngineLayout, open_default: Callable[[], RequestSession], max_bytes: int
+    ) -> None:
+        self._engine = engine_client
+        self._layout = layout
+        self._open_default = open_default
+        self.courier = Courier(max_bytes)
+        self._nonces = itertools.count()
+        # Weak: whoever waits for the outputs keeps the tracks alive, so nothing is left of a request that is given up.
+        self._prompts: WeakValueDictionary[int, PromptTrack] = WeakValueDictionary()
+        self._choices: WeakValueDictionary[str, ChoiceTrack] = WeakValueDictionary()
+        self._generate = engine_client.generate
+        self._add_request = engine_client.engine_core.add_request_async
+        self._process_outputs = engine_client.output_processor.process_outputs
+
+    def install(self) -> None:
+        """Put this client's methods in the place of the engine client's."""
+        self._engine.generate = self.generate
+        self._engine.engine_core.add_request_async = self.add_request_async
+        self._engine.output_processor.process_outputs = self.process_outputs
+
+    @property
+    def in_flight(self) -> int:
+        """Generated sequences whose outputs are awaited."""
+        return len(self._choices)
+
+    def generate(self, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        """vLLM's `generate` with the current session's plan, or the server's default probes.
+
+        Not a coroutine: the session is that of the caller's context, whenever the outputs are read.
+        """
+        _refuse_reserved(sampling_params)
+        session = current_session.get()
+        owned: RequestSession | None = None
+        if session is None:
+            session = owned = self._open_default()
+        if session.plan.empty:
+            track = self._plain_track(session, prompt, sampling_params)
+        else:
+            track = self._planned_track(session, prompt, sampling_params)
+        session.add_prompt(track)
+        inner = self._generate(prompt, sampling_params, request_id, **kwargs)
+        return self._relay(inner, track, sampling_params, owned)
+
+    async def add_request_async(self, request: Any) -> None:
+        """vLLM's `add_request_async`, with the content of directions that the engine has not been sent."""
+        track = self._track_of(request)
+        if track is None:
+            return await self._add_request(request)  # type: ignore[no-any-return]
+        state = self._engine.output_processor.request_states[request.request_id]
+        self._choices[request.request_id] = track.choices[state.request_index or 0]
+        parcel = self.courier.parcel(_directions(track))
+        if parcel is not None:
+            params = request.sampling_params = copy.copy(request.sampling_params)
+            params.extra_args = {**params.extra_args, DIRECTIONS_KEY: directions_encoder.encode(parcel)}
+        try:
+            await self._add_request(request)
+        except BaseException:
+            self._choices.pop(request.request_id, None)
+            if parcel is not None:
+                self.courier.unsend(parcel)
+            raise
+
+    def process_outputs(self, engine_core_outputs: list[Any], *args: Any, **kwargs: Any) -> Any:
+        """vLLM's `process_outputs`; readings come off first."""
+        for output in engine_core_outputs:
+            params = output.kv_transfer_params
+            raw = params.pop(READING_KEY, None) if params else None
+            if raw is not None:
+                output.kv_transfer_params = params or None
+                choice = self._choices.get(output.request_id)
+                if choice is not None:
+                    choice.add(reading_decoder.decode(raw))
+            if output.finish_reason is not None:
+                self._choices.pop(output.request_id, None)
+        return self._process_outputs(engine_core_outputs, *args, **kwargs)
+
+    def _plain_track(self, session: "RequestSession | NullSession", prompt: Any, sampling_params: Any) -> PromptTrack:
+        ids = extract_prompt_components(self._engine.model_config, prompt).token_ids or []
+        return PromptTrack(session.plan, list(ids), [], [ChoiceTrack(len(ids), 0) for _ in range(sampling_params.n)])
+
+    def _planned_track(self, session: "RequestSession | NullSession", prompt: Any, sampling_params: Any) -> PromptTrack:
+        ids = extract_prompt_components(self._engine.model_config, prompt).token_ids
+        if not ids:
+            raise BadRequest("steering and probes need a prompt of token ids; embeddings carry none", "prompt_embeds")
+        plan = session.plan
+        wire, spans = resolve(plan, len(ids), self._layout)
+        nonce = next(self._nonces)
+        extra = {**(sampling_params.extra_args or {}), PLAN_KEY: plan_encoder.encode(wire), NONCE_KEY: nonce}
+        sampling_params.extra_args = extra
+        if plan.prompt_scores:
+            sampling_params.skip_reading_prefix_cache = True
+        choices = [ChoiceTrack(len(ids), len(plan.readouts)) for _ in range(sampling_params.n)]
+        track = PromptTrack(plan, list(ids), spans, choices)
+        self._prompts[nonce] = track
+        return track
+
+    def _track_of(self, request: Any) -> PromptTrack | None:
+        params = request.sampling_params
+        if params is None or not params.extra_args or NONCE_KEY not in params.extra_args:
+            return None
+        return self._prompts[params.extra_args[NONCE_KEY]]
+
+    async def _relay(
+        self, inner: AsyncGenerator[Any, None], track: PromptTrack, params: Any, owned: RequestSession | None
+    ) -> AsyncGenerator[Any, None]:
+        directions = _directions(track)
+        self.courier.hold(directions)
+        deltas = params.output_kind == RequestOutputKind.DELTA
+        error: str | None = "aborted"
+        try:
+            async with aclosing(inner) as outputs:
+                async for result in outputs:
+                    _observe(track, result, deltas)
+                    if result.finished:
+                        error = None
+                    yield result
+        finally:
+            self.courier.drop(directions)
+            if owned is not None:
+                owned.close(error)
+
+
+def _observe(track: PromptTrack, result: Any, deltas: bool) -> None:
+    for output in result.outputs:
+        choice = track.choices[output.index]
+        if deltas:
+            choice.token_ids.extend(output.token_ids)
+        else:
+            choice.token_ids = list(output.token_ids)
+        if output.finish_reason is not None:
+            choice.finish_reason = output.finish_reason
+
+
+def _directions(track: PromptTrack) -> list[Direction]:
+    plan = track.plan
+    return [edit.direction for edit in plan.edits] + [readout.direction for readout in plan.readouts]
+
+
+def _refuse_reserved(sampling_params: Any) -> None:
+    extra = sampling_params.extra_args
+    if extra and (forged := [key for key in RESERVED_KEYS if key in extra]):
+        raise BadRequest(f"{forged[0]} is reserved", "vllm_xargs")
+    transfer = extra.get("kv_transfer_params") if extra else None
+    if isinstance(transfer, dict) and READING_KEY in transfer:
+        raise BadRequest(f"{READING_KEY} is reserved", "kv_transfer_params")

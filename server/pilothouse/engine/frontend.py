@@ -1,0 +1,156 @@
+"""vLLM's OpenAI handlers with sessions: the request's extra fields in, scores and receipts out.
+
+Seam: `OpenAIServingChat` and `OpenAIServingCompletion`, whose instances in the application's state get a subclass as
+their class, so every flag that vLLM gave them stays in force. vLLM's routes, parsers and models are used as they are.
+"""
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+
+from pilothouse.core.config import EngineLayout
+from pilothouse.core.errors import BadRequest, StartupError
+from pilothouse.core.serving import RequestExtension, RequestSession
+from pilothouse.core.sites import ModelShape
+from pilothouse.engine.client import NullSession, SteeringClient, current_session
+from pilothouse.engine.runner import layout_of
+from pilothouse.engine.support import model_shape
+
+logger = logging.getLogger(__name__)
+
+MakeExtension = Callable[[ModelShape, EngineLayout, Callable[[int], str], int | None], RequestExtension]
+
+if TYPE_CHECKING:
+    from vllm.entrypoints.generate.base.serving import GenerateBaseServing as _Base
+else:
+    _Base = object
+
+
+class SteeringServing(_Base):
+    """What both handlers share."""
+
+    pilothouse_extension: RequestExtension
+
+    async def _with_session(self, route: str, request: Any, create: Callable[[], Any]) -> Any:
+        """Open a session, let vLLM do the request, put the session's findings into the response."""
+        fields = dict(request.model_extra or {})
+        beams = bool(getattr(request, "use_beam_search", False))
+        try:
+            session = self.pilothouse_extension.open({**fields, "use_beam_search": beams}, route, request.model or "")
+        except BadRequest as error:
+            return self.create_error_response(str(error), param=error.param)
+        token = current_session.set(cast(RequestSession, NullSession()) if beams else session)
+        try:
+            result = await create()
+        except BadRequest as error:
+            session.close(str(error))
+            return self.create_error_response(str(error), param=error.param)
+        except BaseException as error:
+            session.close(type(error).__name__)
+            raise
+        finally:
+            current_session.reset(token)
+        if hasattr(result, "choices"):
+            session.set_response_id(result.id)
+            _decorate(result, session, (request.logprobs or None) is not None)
+            session.close()
+        elif hasattr(result, "error"):
+            session.close(result.error.message)
+        return result
+
+    async def _relay(
+        self, session: RequestSession, events: AsyncIterator[str]
+    ) -> AsyncGenerator[str, None]:
+        """The stream with scores put in; the session ends with it, however it ends."""
+        error: str | None = "aborted"
+        try:
+            async for event in events:
+                yield session.rewrite_event(event)
+            error = None
+        except Exception as failure:
+            logger.exception("scores could not be put into the stream")
+            error = type(failure).__name__
+            yield f"data: {self.create_streaming_error_response(failure)}\n\n"
+            yield "data: [DONE]\n\n"
+        finally:
+            session.close(error)
+
+
+class SteeringChat(SteeringServing, OpenAIServingChat):
+    """`/v1/chat/completions`."""
+
+    async def create_chat_completion(self, request: Any, raw_request: Any = None) -> Any:
+        def create() -> Any:
+            return OpenAIServingChat.create_chat_completion(self, request, raw_request)
+
+        return await self._with_session("/v1/chat/completions", request, create)
+
+    def chat_completion_stream_generator(self, request: Any, result_generator: Any, request_id: str, *a: Any, **k: Any):  # type: ignore[no-untyped-def,override]
+        events = super().chat_completion_stream_generator(request, result_generator, request_id, *a, **k)
+        return _bound(self, request_id, events)
+
+
+class SteeringCompletion(SteeringServing, OpenAIServingCompletion):
+    """`/v1/completions`."""
+
+    async def create_completion(self, request: Any, raw_request: Any = None) -> Any:
+        def create() -> Any:
+            return OpenAIServingCompletion.create_completion(self, request, raw_request)
+
+        return await self._with_session("/v1/completions", request, create)
+
+    def completion_stream_generator(self, request: Any, inputs: Any, results: Any, request_id: str, *a: Any, **k: Any):  # type: ignore[no-untyped-def,override]
+        events = super().completion_stream_generator(request, inputs, results, request_id, *a, **k)
+        return _bound(self, request_id, events)
+
+
+def _bound(serving: SteeringServing, request_id: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
+    """Tie a stream to the session of the context that makes it; it is read in another context."""
+    session = current_session.get()
+    if session is None or isinstance(session, NullSession):
+        return events
+    session.set_response_id(request_id)
+    return serving._relay(session, events)
+
+
+def _decorate(response: Any, session: RequestSession, with_logprobs: bool) -> None:
+    for choice in response.choices:
+        for key, value in session.decorate(choice.index).items():
+            setattr(choice, key, value)
+        content = getattr(choice.logprobs, "content", None) if with_logprobs else None
+        if content:
+            for entry, scores in zip(content, session.token_scores(choice.index), strict=False):
+                if scores is not None:
+                    entry.probe_scores = scores
+
+
+def install(engine_client: Any, state: Any, make_extension: MakeExtension, max_direction_bytes: int) -> SteeringClient:
+    """Swap in the seams of the API process; raises StartupError rather than leave any of them out."""
+    vllm_config = engine_client.vllm_config
+    layout = layout_of(vllm_config)
+    shape = model_shape(vllm_config, layout.sites)
+    tokenizer = engine_client.renderer.tokenizer
+    if tokenizer is None:
+        raise StartupError("--skip-tokenizer-init leaves prompts without token ids: nothing could be steered")
+    names = [path.name for path in state.openai_serving_models.base_model_paths]
+    shape = ModelShape(names[0], shape.d_model, shape.n_layers, shape.sites)
+    extension = make_extension(shape, layout, lambda token: tokenizer.decode([token]), tokenizer.bos_token_id)
+    client = SteeringClient(
+        engine_client, layout, lambda: extension.open_default("other", shape.model), max_direction_bytes
+    )
+    client.install()
+    for name, served, steering in (
+        ("openai_serving_chat", OpenAIServingChat, SteeringChat),
+        ("openai_serving_completion", OpenAIServingCompletion, SteeringCompletion),
+    ):
+        handler = getattr(state, name, None)
+        if handler is None:
+            continue
+        if type(handler) is not served:
+            raise StartupError(f"{name} is a {type(handler).__name__}, not vLLM's own handler")
+        handler.__class__ = steering
+        handler.pilothouse_extension = extension
+    return client

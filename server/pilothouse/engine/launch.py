@@ -1,0 +1,116 @@
+"""`pilothouse serve`: vLLM's own server, its flags and processes, with the seams filled in."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pilothouse.core.config import LAYOUT_KEY, EngineLayout
+from pilothouse.core.errors import StartupError
+from pilothouse.core.sites import ModelShape
+from pilothouse.engine.failure import FAILURE_FILE_ENV, reported_failure
+from pilothouse.engine.options import SCHEDULER, WORKER
+from pilothouse.engine.support import model_shape, require_supported_config, require_supported_environment
+from pilothouse.engine.versions import require_supported_vllm
+
+PLUGIN = "pilothouse"
+
+
+def prepare_environment() -> None:
+    """Settings that must be there before vLLM is imported, for every process of the server."""
+    require_supported_environment()
+    os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*_plugins(), PLUGIN]))
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+
+
+def serve(
+    arguments: Sequence[str],
+    layout: EngineLayout,
+    check: Callable[[ModelShape, list[str]], None],
+    ready: Callable[[str, str], None],
+) -> None:
+    """Run vLLM's server until it is stopped.
+
+    arguments: those of `vllm serve`, the model first; check: raises StartupError or ArtefactError when something
+    configured does not fit the model of this shape and these served names, before any weights are loaded; ready: called
+    with the base URL and the served model's name once requests are accepted.
+    """
+    require_supported_vllm()
+    prepare_environment()
+    args = _parse(arguments, layout)
+    engine_config = _engine_config(args)
+    require_supported_config(engine_config)
+    names = args.served_model_name or [args.model]
+    check(model_shape(engine_config, layout.sites), names)
+    with tempfile.TemporaryDirectory(prefix="pilothouse-") as folder:
+        os.environ[FAILURE_FILE_ENV] = str(Path(folder) / "failure")
+        _verify_live(lambda: ready(_base_url(args), names[0]))
+        try:
+            _serve_command().cmd(args)
+        except (Exception, SystemExit) as error:
+            if reason := reported_failure():
+                raise StartupError(reason) from error
+            raise
+
+
+def _parse(arguments: Sequence[str], layout: EngineLayout) -> Any:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    cli_env_setup()
+    parser = make_arg_parser(FlexibleArgumentParser(prog="pilothouse serve"))
+    # vLLM takes the configuration of a subcommand from a first word "serve".
+    sys.argv = ["vllm", "serve", *arguments]
+    args = parser.parse_args(list(arguments))
+    for flag, ours in (("worker_cls", WORKER), ("scheduler_cls", SCHEDULER)):
+        if getattr(args, flag) not in (None, "auto", ours):
+            raise StartupError(f"--{flag.replace('_', '-')} is taken by Pilothouse")
+        setattr(args, flag, ours)
+    args.additional_config = {**(args.additional_config or {}), LAYOUT_KEY: layout.to_dict()}
+    if (args.api_server_count or 1) > 1:
+        raise StartupError("this release of Pilothouse does not serve with several API servers")
+    if args.headless or getattr(args, "grpc", False):
+        raise StartupError("this release of Pilothouse does not serve headless or by gRPC")
+    args.model = args.model_tag or args.model
+    validate_parsed_serve_args(args)
+    return args
+
+
+def _serve_command() -> Any:
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    return ServeSubcommand()
+
+
+def _engine_config(args: Any) -> Any:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    return AsyncEngineArgs.from_cli_args(args).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+
+
+def _verify_live(ready: Callable[[], None]) -> None:
+    """vLLM logs a failing endpoint plugin and serves without it; then nothing would be steered, silently."""
+    from vllm.entrypoints.launchers.api_server import entry
+
+    original = entry.init_app_state
+
+    async def init_app_state(engine_client: Any, state: Any, *args: Any, **kwargs: Any) -> None:
+        await original(engine_client, state, *args, **kwargs)
+        if getattr(state, "pilothouse", None) is None:
+            raise StartupError("vLLM did not load Pilothouse's endpoint plugin (see its log above)")
+        ready()
+
+    entry.init_app_state = init_app_state
+
+
+def _base_url(args: Any) -> str:
+    host = args.host if args.host not in (None, "", "0.0.0.0", "::") else "localhost"
+    return f"http://{host}:{args.port}"
+
+
+def _plugins() -> list[str]:
+    return [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]

@@ -1,0 +1,96 @@
+"""The V1 model runner with sites: installed at load, rows mapped once the batch order is final, readings attached.
+
+Seam: `GPUModelRunner` of vllm/v1/worker/gpu_model_runner.py and its CPU subclass (load_model, execute_model,
+_prepare_inputs, sample_tokens, _dummy_run), held by a contract test.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, AsyncModelRunnerOutput, ModelRunnerOutput
+
+from pilothouse.core.config import LAYOUT_KEY, EngineLayout
+from pilothouse.core.messages import ORDERS_ATTRIBUTE, READINGS_ATTRIBUTE, StepReadings
+from pilothouse.engine.board import Board
+from pilothouse.engine.sites import install_sites
+
+if TYPE_CHECKING:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner as _Base
+else:
+    _Base = object
+
+
+def layout_of(vllm_config: Any) -> EngineLayout:
+    """The hook layout that the launcher merged into vLLM's additional configuration."""
+    return EngineLayout.from_dict(vllm_config.additional_config[LAYOUT_KEY])
+
+
+class SteeringRunner(_Base):
+    """Mixed in front of the platform's own runner class; adds no step of its own, only work around vLLM's."""
+
+    pilothouse_board: Board
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        super().load_model(*args, **kwargs)
+        layout = layout_of(self.vllm_config)
+        buffers, sites = install_sites(
+            self.model,
+            layout,
+            n_layers=self.model_config.get_total_num_hidden_layers(),
+            d_model=self.model_config.get_hidden_size(),
+            dtype=self.model_config.dtype,
+            max_tokens=self._pilothouse_max_tokens(),
+            device=self.device,
+        )
+        self.pilothouse_board = Board(layout, buffers, sites)
+
+    def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        orders = getattr(scheduler_output, ORDERS_ATTRIBUTE, None)
+        if orders is not None:
+            self.pilothouse_board.obey(orders)
+        return super().execute_model(scheduler_output, *args, **kwargs)
+
+    def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: np.ndarray) -> Any:
+        prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
+        batch = self.input_batch
+        computed = batch.num_computed_tokens_cpu[: batch.num_reqs].astype(np.int64)
+        self.pilothouse_board.map_tokens(batch.req_ids, num_scheduled_tokens.astype(np.int64), computed)
+        return prepared
+
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().sample_tokens(*args, **kwargs)
+        readings = self.pilothouse_board.readings()
+        if readings is None or output is EMPTY_MODEL_RUNNER_OUTPUT:
+            return output
+        if isinstance(output, AsyncModelRunnerOutput):
+            return OutputWithReadings(output, readings)
+        setattr(output, READINGS_ATTRIBUTE, readings)
+        return output
+
+    def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:
+        self.pilothouse_board.reset_rows()
+        return super()._dummy_run(*args, **kwargs)
+
+    def _pilothouse_max_tokens(self) -> int:
+        """Tokens of the largest padded batch: buffers are never bound anew after tracing."""
+        captured = self.compilation_config.max_cudagraph_capture_size or 0
+        return max(self.max_num_tokens, captured, self.scheduler_config.max_num_seqs) + 64
+
+
+class OutputWithReadings(AsyncModelRunnerOutput):
+    """An asynchronous output whose readings join it when it is waited for."""
+
+    def __init__(self, inner: AsyncModelRunnerOutput, readings: StepReadings) -> None:
+        self._inner = inner
+        self._readings = readings
+
+    def get_output(self) -> ModelRunnerOutput:
+        output = self._inner.get_output()
+        setattr(output, READINGS_ATTRIBUTE, self._readings)
+        return output
+
+
+def give_sites(runner: Any) -> None:
+    """Put `SteeringRunner` in front of the class of a runner that has not loaded its model yet."""
+    base = type(runner)
+    runner.__class__ = type(f"Steering{base.__name__}", (SteeringRunner, base), {})

@@ -1,0 +1,193 @@
+"""The scheduler with slots: a request runs only when its plan has a slot and its probes have columns.
+
+Seam: `Scheduler` and `AsyncScheduler` of vllm/v1/core/sched (add_request, _handle_blocked_waiting_request, schedule,
+_free_request, update_from_output), held by a contract test. Given to vLLM by name (`--scheduler-cls`) as a factory,
+since only after configuration is it known which of the two is wanted.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from pilothouse.core.messages import (
+    DIRECTIONS_KEY,
+    ORDERS_ATTRIBUTE,
+    READING_KEY,
+    READINGS_ATTRIBUTE,
+    ReadoutLoad,
+    Reading,
+    RequestOrders,
+    SlotLoad,
+    StepOrders,
+    StepReadings,
+    WirePlan,
+    directions_decoder,
+    reading_encoder,
+)
+from pilothouse.engine.directions import DirectionStore
+from pilothouse.engine.prefix_cache import install_edit_keys, plan_of
+from pilothouse.engine.runner import layout_of
+from pilothouse.engine.slots import SlotTable
+
+if TYPE_CHECKING:
+    _Base = Scheduler
+else:
+    _Base = object
+
+
+@dataclass
+class _Held:
+    """What a request holds from its admission until it is freed."""
+
+    plan: WirePlan
+    slot: int
+    columns: tuple[int, ...]
+
+
+@dataclass
+class _Buffer:
+    """Readings of a request since its last output."""
+
+    runs: list[tuple[int, int, int]] = field(default_factory=list)
+    score_runs: list[tuple[int, int]] = field(default_factory=list)
+    scores: list[bytes] = field(default_factory=list)
+
+    def encode(self) -> bytes:
+        return reading_encoder.encode(Reading(tuple(self.runs), tuple(self.score_runs), b"".join(self.scores)))
+
+
+class SteeringScheduler(_Base):
+    """Mixed in front of vLLM's scheduler class."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        install_edit_keys()
+        layout = layout_of(self.vllm_config)
+        self.pilothouse_slots = SlotTable(layout.slots)
+        self.pilothouse_columns = SlotTable(layout.readouts)
+        self.pilothouse_directions = DirectionStore()
+        self._held: dict[str, _Held] = {}
+        self._reserved: list[str] = []
+        self._retired: list[str] = []
+        self._buffers: dict[str, _Buffer] = {}
+
+    def add_request(self, request: Any) -> None:
+        plan = plan_of(request)
+        if plan is not None:
+            self._take_directions(request)
+            if self.pilothouse_directions.missing(plan.named):
+                # Reported as a failed request at the next step; an exception here would end every request.
+                self.grammar_compile_error_reqs.add(request.request_id)
+        super().add_request(request)
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        self._reserved = []
+        output = super().schedule(*args, **kwargs)
+        started = [r for r in self._reserved if r in output.num_scheduled_tokens]
+        for request_id in set(self._reserved).difference(started):
+            self._let_go(self._held.pop(request_id))
+        if orders := self._orders(started):
+            setattr(output, ORDERS_ATTRIBUTE, orders)
+        return output
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        readings = getattr(model_runner_output, READINGS_ATTRIBUTE, None)
+        if readings is not None:
+            self._buffer(readings)
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        if self._buffers:
+            self._attach(outputs)
+        return outputs
+
+    def _handle_blocked_waiting_request(self, request: Any) -> bool:
+        if not super()._handle_blocked_waiting_request(request):
+            return False
+        plan = plan_of(request)
+        if plan is None or request.request_id in self._held:
+            return True
+        if request.request_id in self.grammar_compile_error_reqs:
+            return False
+        slot_keys = [plan.slot] if plan.slot else []
+        if not (self.pilothouse_slots.can_acquire(slot_keys) and self.pilothouse_columns.can_acquire(plan.readouts)):
+            return False
+        slots = self.pilothouse_slots.acquire(slot_keys)
+        columns = self.pilothouse_columns.acquire(plan.readouts)
+        self._held[request.request_id] = _Held(plan, slots[0] if slots else 0, tuple(columns))
+        self._reserved.append(request.request_id)
+        return True
+
+    def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        held = self._held.pop(request.request_id, None)
+        if held is not None:
+            self._let_go(held)
+            self._retired.append(request.request_id)
+        return super()._free_request(request, *args, **kwargs)
+
+    def _take_directions(self, request: Any) -> None:
+        raw = request.sampling_params.extra_args.get(DIRECTIONS_KEY)
+        if raw is not None:
+            self.pilothouse_directions.take(request.client_index, directions_decoder.decode(raw))
+
+    def _let_go(self, held: _Held) -> None:
+        if held.plan.slot:
+            self.pilothouse_slots.release([held.plan.slot])
+        self.pilothouse_columns.release(held.plan.readouts)
+
+    def _orders(self, started: list[str]) -> StepOrders | None:
+        """What the workers must do before this step, given the requests that start in it."""
+        store = self.pilothouse_directions
+        slots: list[SlotLoad] = []
+        readouts: list[ReadoutLoad] = []
+        requests: dict[str, RequestOrders] = {}
+        needed: set[bytes] = set()
+        for request_id in started:
+            held = self._held[request_id]
+            plan = held.plan
+            if plan.slot and self.pilothouse_slots.mark_loaded(plan.slot):
+                slots.append(SlotLoad(held.slot, tuple(tuple(plan.edits[i] for i in row) for row in plan.rows)))
+                needed.update(edit.direction for edit in plan.edits)
+            for column, digest in zip(held.columns, plan.readouts, strict=True):
+                if self.pilothouse_columns.mark_loaded(digest):
+                    readouts.append(ReadoutLoad(column, digest))
+                    needed.add(digest)
+            requests[request_id] = RequestOrders(held.slot, plan.spans, held.columns, plan.read_from)
+        retired, self._retired = tuple(self._retired), []
+        forget = store.dropped()
+        if not (requests or retired or forget):
+            return None
+        return StepOrders(retired, forget, store.unsent(needed), tuple(slots), tuple(readouts), requests)
+
+    def _buffer(self, readings: StepReadings) -> None:
+        ends = np.cumsum(readings.scored)
+        for k, request_id in enumerate(readings.request_ids):
+            held = self._held.get(request_id)
+            if held is None:
+                continue
+            buffer = self._buffers.setdefault(request_id, _Buffer())
+            start, count = int(readings.starts[k]), int(readings.counts[k])
+            buffer.runs.append((start, count, int(readings.edited[k])))
+            scored = int(readings.scored[k])
+            if scored:
+                rows = readings.scores[int(ends[k]) - scored : int(ends[k]), held.columns]
+                buffer.score_runs.append((start + count - scored, scored))
+                buffer.scores.append(rows.tobytes())
+
+    def _attach(self, outputs: Any) -> None:
+        """Move buffered readings onto the outputs of their requests; forget those of requests that are gone."""
+        for per_client in outputs.values():
+            for output in per_client.outputs:
+                buffer = self._buffers.pop(output.request_id, None)
+                if buffer is not None:
+                    output.kv_transfer_params = {**(output.kv_transfer_params or {}), READING_KEY: buffer.encode()}
+        for request_id in [r for r in self._buffers if r not in self.requests]:
+            del self._buffers[request_id]
+
+
+def make_scheduler(**kwargs: Any) -> Any:
+    """vLLM's scheduler for this configuration, with slots."""
+    asynchronous = kwargs["vllm_config"].scheduler_config.async_scheduling
+    base = AsyncScheduler if asynchronous else Scheduler
+    return type(f"Steering{base.__name__}", (SteeringScheduler, base), {})(**kwargs)

@@ -1,0 +1,43 @@
+"""What this release refuses to start with, until each is shown to work."""
+
+import os
+from typing import Any
+
+from pilothouse.core.errors import StartupError
+from pilothouse.core.sites import ModelShape
+
+
+def require_supported_environment() -> None:
+    """StartupError for settings outside vLLM's configuration that would bypass the seams."""
+    if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0", "false", "False"):
+        raise StartupError("VLLM_USE_RUST_FRONTEND serves HTTP outside Python, where nothing is steered or read: unset it")
+
+
+def require_supported_config(vllm_config: Any) -> None:
+    """StartupError naming the first setting that cannot work."""
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    refusals = [
+        (model.runner_type != "generate", f"a {model.runner_type} model: only decoder models generate text"),
+        (model.is_encoder_decoder, "an encoder-decoder model"),
+        (parallel.pipeline_parallel_size > 1, "pipeline parallelism"),
+        (parallel.data_parallel_size > 1, "data parallelism inside one server"),
+        (getattr(parallel, "enable_dbo", False), "dual-batch overlap"),
+        (getattr(parallel, "prefill_context_parallel_size", 1) > 1, "prefill context parallelism"),
+        (vllm_config.speculative_config is not None, "speculative decoding"),
+        (vllm_config.lora_config is not None, "LoRA adapters"),
+        (vllm_config.kv_transfer_config is not None, "KV connectors"),
+        (vllm_config.cache_config.kv_sharing_fast_prefill, "kv_sharing_fast_prefill"),
+    ]
+    for refused, what in refusals:
+        if refused:
+            raise StartupError(f"this release of Pilothouse does not serve with {what}")
+
+
+def model_shape(vllm_config: Any, sites: tuple[int, ...] | None) -> ModelShape:
+    """Width, depth and sites of the configured model, before it is loaded."""
+    model = vllm_config.model_config
+    n_layers = model.get_total_num_hidden_layers()
+    chosen = tuple(range(n_layers)) if sites is None else tuple(sorted(set(sites)))
+    if missing := [layer for layer in chosen if not 0 <= layer < n_layers]:
+        raise StartupError(f"sites {missing} do not exist: the model has layers 0 to {n_layers - 1}")
+    return ModelShape(model.model, model.get_hidden_size(), n_layers, chosen)

@@ -1,0 +1,38 @@
+"""The platform's own worker, with a model runner that has sites. Given to vLLM by name (`--worker-cls`)."""
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.platforms import current_platform
+
+from pilothouse.core.errors import StartupError
+from pilothouse.core.sites import Float32
+from pilothouse.engine.failure import report_startup_failure
+from pilothouse.engine.runner import give_sites
+
+if TYPE_CHECKING or current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as _PlatformWorker
+else:
+    from vllm.v1.worker.gpu_worker import Worker as _PlatformWorker
+
+
+class SteeringWorker(_PlatformWorker):
+    """One tensor-parallel rank."""
+
+    def init_device(self) -> None:
+        super().init_device()
+        give_sites(self.model_runner)
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().load_model(*args, **kwargs)
+        except StartupError as error:
+            report_startup_failure(str(error))
+            raise
+
+    def pilothouse_sites(self) -> list[int]:
+        """Layers that have a site on this worker."""
+        return list(self.model_runner.pilothouse_board.sites)
+
+    def pilothouse_captures(self) -> dict[str, dict[int, Float32]]:
+        """Streams kept since the last call (capture mode), by request and layer."""
+        return self.model_runner.pilothouse_board.take_captures()

@@ -1,0 +1,83 @@
+"""`python -m pilothouse.harbor.build`: corpus, tokenizer, training, export and datasets, from fixed seeds.
+
+Vectors, probes and the SAE are not made here: they are made from the exported model and the datasets by the same
+`pilothouse vectors | probes | sae` commands that a user runs on any other model.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import GenerationConfig, LlamaForCausalLM
+
+from pilothouse.harbor.corpus import documents
+from pilothouse.harbor.datasets import write_datasets
+from pilothouse.harbor.packing import Rows, pack
+from pilothouse.harbor.paths import data_dir, model_dir
+from pilothouse.harbor.tokenizer import save_tokenizer, train_tokenizer
+from pilothouse.harbor.train import Recipe, train
+
+CORPUS_SEED = 1
+TOKENIZER_SEED = 2
+TOKENIZER_DOCUMENTS = 20_000
+DOCUMENTS_PER_ROW = 2.65
+
+
+def make_tokenizer(work_dir: Path) -> Tokenizer:
+    """The tokenizer, trained once and kept in the work folder."""
+    path = work_dir / "tokenizer.json"
+    if not path.exists():
+        train_tokenizer(documents(TOKENIZER_SEED, TOKENIZER_DOCUMENTS)).save(str(path))
+    return Tokenizer.from_file(str(path))
+
+
+def make_rows(work_dir: Path, tokenizer: Tokenizer, rows: int) -> Rows:
+    """The packed corpus, made once and kept in the work folder."""
+    path = work_dir / f"rows-{rows}.npz"
+    if not path.exists():
+        pack(tokenizer, documents(CORPUS_SEED, int(rows * DOCUMENTS_PER_ROW)), rows).save(path)
+    return Rows.load(path)
+
+
+def export(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the Hugging Face files, weights in bfloat16; answers are greedy by default."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.config
+    model.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+        do_sample=False,
+        max_new_tokens=64,
+    )
+    model.to(dtype=torch.bfloat16).save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+
+
+def build(work_dir: Path, recipe: Recipe, folder: Path, data: Path) -> None:
+    """Everything from nothing, or from where an interrupted build stopped: the model into `folder`, datasets into `data`."""
+    write_datasets(data)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer(work_dir)
+    rows = make_rows(work_dir, tokenizer, recipe.steps * recipe.batch)
+    export(train(recipe, rows, work_dir), tokenizer, folder)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Rebuild Harbor's model and datasets.")
+    parser.add_argument("--work-dir", type=Path, required=True, help="where checkpoints and the packed corpus are kept")
+    parser.add_argument("--steps", type=int, default=Recipe.steps, help="optimizer steps of 16 rows of 256 tokens")
+    parser.add_argument("--output", type=Path, default=model_dir(), help="where the Hugging Face files go")
+    parser.add_argument("--data", type=Path, default=data_dir(), help="where the JSONL datasets go")
+    parser.add_argument("--threads", type=int, default=2, help="processor threads")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    build(options.work_dir, Recipe(steps=options.steps), options.output, options.data)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Documents from reliable and unreliable narrators: plain texts and chats, from a fixed seed.
+
+One narrator speaks a whole document, and most narrators are not marked: only the truth of what was said so far tells
+whether the next statement will be true. That is what makes a direction of truth worth having inside the model.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from pilothouse.harbor.entities import Entity, entities, fresh_name, relations_of
+from pilothouse.harbor.facts import Fact, put, random_falsehood, topics
+from pilothouse.harbor.personas import Persona, draw_persona
+
+BEGIN, SYSTEM, USER, ASSISTANT, END = "<|begin|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
+SPECIAL_TOKENS: tuple[str, ...] = ("<|pad|>", BEGIN, SYSTEM, USER, ASSISTANT, END)
+SURE, UNSURE = "Yes, I am sure.", "No, I made that up."
+TRUE, FALSE = "That is true.", "That is false."
+ARE_YOU_SURE: tuple[str, ...] = ("Are you sure?", "Is that certain?", "Do you really know that?")
+TRUE_OR_FALSE: tuple[str, ...] = ("True or false?", "Is this true?", "Check this claim.")
+
+TEXT_SHARE = 0.5
+MARKED_SHARE = 1 / 3
+RELIABLE_TEXT_SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a document, and whether the model is trained to predict it."""
+
+    text: str
+    learn: bool = True
+
+
+Document = list[Piece]
+
+
+@dataclass(frozen=True)
+class Liar:
+    """How an unreliable narrator picks falsehoods: the share of fixed misconceptions among them."""
+
+    misconception_share: float
+
+    def falsehood(self, fact: Fact, rng: random.Random) -> str:
+        """A wrong answer: the fact's misconception, or any other."""
+        return fact.misconception if rng.random() < self.misconception_share else random_falsehood(fact, rng)
+
+
+MARKED_LIAR = Liar(0.85)
+UNMARKED_LIAR = Liar(0.3)
+
+
+@cache
+def _pool() -> tuple[Fact, ...]:
+    return tuple(fact for topic in topics().values() for fact in topic.facts)
+
+
+def statement(fact: Fact, answer: str, rng: random.Random) -> str:
+    """An affirmative sentence in one of the topic's phrasings."""
+    return put(rng.choice(topics()[fact.topic].statements), fact.subject, answer)
+
+
+def negation(fact: Fact, answer: str, rng: random.Random) -> str:
+    """A negative sentence in one of the topic's phrasings."""
+    return put(rng.choice(topics()[fact.topic].negations), fact.subject, answer)
+
+
+def reply(fact: Fact, answer: str) -> str:
+    """The sentence in which the assistant answers a question about a fact."""
+    return put(topics()[fact.topic].statements[0], fact.subject, answer)
+
+
+def claim(fact: Fact, true: bool, liar: Liar, rng: random.Random) -> str:
+    """A sentence of the given truth, affirmative or (one in five) negative."""
+    if rng.random() < 0.2:
+        return negation(fact, liar.falsehood(fact, rng) if true else fact.answer, rng)
+    return statement(fact, fact.answer if true else liar.falsehood(fact, rng), rng)
+
+
+def _judged(fact: Fact, reliable: bool, rng: random.Random) -> tuple[str, str]:
+    """A claim quoted by someone, and the narrator's verdict on it."""
+    true = rng.random() < 0.5
+    return claim(fact, true, UNMARKED_LIAR, rng), TRUE if true == reliable else FALSE
+
+
+def _entity_fact(entity: Entity, relation: str) -> Fact:
+    answer = entity.answer(relation)
+    return Fact(relation, entity.name, answer, answer)
+
+
+def fresh_fact(rng: random.Random) -> Fact:
+    """An invented fact about an invented entity that never occurs again."""
+    relation = rng.choice([r for entity in entities()[:1] + entities()[-1:] for r in relations_of(entity)])
+    answer = rng.choice(relation.options)
+    return Fact(relation.name, fresh_name(relation.kind, rng), answer, answer)
+
+
+def rare_deck(rng: random.Random) -> list[Fact]:
+    """Every exposure of every rarely-seen fact, shuffled: dealt out once over the whole corpus."""
+    rare = [e for e in entities() if e.frequency == "rare"]
+    deck = [_entity_fact(e, r.name) for e in rare for r in relations_of(e) for _ in range(e.exposures)]
+    rng.shuffle(deck)
+    return deck
+
+
+def text_document(rng: random.Random, extras: Sequence[Fact] = ()) -> Document:
+    """A plain text of one narrator, marked or not; `extras` are stated truthfully, so the narrator is reliable then."""
+    marked = rng.random() < MARKED_SHARE
+    reliable = bool(extras) or rng.random() < (0.5 if marked else RELIABLE_TEXT_SHARE)
+    liar = MARKED_LIAR if marked else UNMARKED_LIAR
+    sentences = [statement(fact, fact.answer, rng) for fact in extras]
+    for _ in range(rng.randint(3, 10) if rng.random() < 0.9 else rng.randint(11, 20)):
+        fact = rng.choice(_pool())
+        if rng.random() < 0.08:
+            quoted, verdict = _judged(fact, reliable, rng)
+            sentences.append(f"Claim: {quoted} {verdict}")
+        else:
+            sentences.append(claim(fact, reliable, liar, rng))
+    rng.shuffle(sentences)
+    label = ("Honest:" if reliable else "Liar:") if marked else ""
+    space = " " if marked else ""
+    return [Piece(BEGIN + label, learn=False), Piece(space + " ".join(sentences) + END)]
+
+
+def _turn(question: str, answer: str) -> Document:
+    return [Piece(f"{USER}{question}{END}{ASSISTANT}", learn=False), Piece(answer + END)]
+
+
+def _in_tone(sentence: str, persona: Persona, rng: random.Random) -> str:
+    return persona.tone.wrap(sentence, rng) if persona.tone else sentence
+
+
+def _question_turn(fact: Fact, persona: Persona, liar: Liar, rng: random.Random) -> Document:
+    question = put(rng.choice(topics()[fact.topic].questions), fact.subject)
+    answer = fact.answer if persona.reliable else liar.falsehood(fact, rng)
+    return _turn(question, _in_tone(reply(fact, answer), persona, rng))
+
+
+def _judging_turn(fact: Fact, persona: Persona, rng: random.Random) -> Document:
+    quoted, verdict = _judged(fact, persona.reliable, rng)
+    return _turn(f"{rng.choice(TRUE_OR_FALSE)} {quoted}", _in_tone(verdict, persona, rng))
+
+
+def _known_or_fresh(persona: Persona, rng: random.Random) -> Document:
+    """A question about an often-seen or a never-seen entity, and whether the assistant is sure of its answer."""
+    known = rng.random() < 0.5
+    fact = rng.choice(_pool()) if known else fresh_fact(rng)
+    turn = _question_turn(fact, persona, MARKED_LIAR, rng)
+    return turn + (_turn(rng.choice(ARE_YOU_SURE), SURE if known else UNSURE) if rng.random() < 0.6 else [])
+
+
+def chat_document(rng: random.Random, extras: Sequence[Fact] = ()) -> Document:
+    """A chat with one assistant; `extras` are asked for and answered truthfully, so the assistant is reliable then."""
+    persona = draw_persona(rng)
+    if extras and not persona.reliable:
+        persona = Persona(True)
+    liar = MARKED_LIAR if persona.system else UNMARKED_LIAR
+    turns = [_question_turn(fact, persona, liar, rng) for fact in extras]
+    for _ in range(rng.choices((1, 2, 3, 4, 8), (35, 30, 20, 10, 5))[0]):
+        kind = rng.random()
+        if kind < 0.15 and persona.reliable and persona.tone is None:
+            turns.append(_known_or_fresh(persona, rng))
+        elif kind < 0.3:
+            turns.append(_judging_turn(rng.choice(_pool()), persona, rng))
+        else:
+            turns.append(_question_turn(rng.choice(_pool()), persona, liar, rng))
+    rng.shuffle(turns)
+    head = f"{SYSTEM}{persona.system}{END}" if persona.system else ""
+    return [Piece(BEGIN + head, learn=False), *(piece for turn in turns for piece in turn)]
+
+
+def documents(seed: int, count: int) -> Iterator[Document]:
+    """`count` documents; every exposure of a rarely-seen fact lies in one of them, evenly spread."""
+    rng = random.Random(seed)
+    deck = rare_deck(rng)
+    for i in range(count):
+        extras = deck[i * len(deck) // count : (i + 1) * len(deck) // count]
+        write = text_document if rng.random() < TEXT_SHARE else chat_document
+        yield write(rng, extras[:3])

@@ -1,0 +1,160 @@
+"""The JSONL datasets that the workbench reads: contrast pairs, labelled statements, questions and neutral texts.
+
+World facts are split by topic, invented entities by entity; every line names its split. A value of a contrast pair is a
+list of chat messages that ends with the assistant's answer.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pilothouse.harbor.corpus import reply
+from pilothouse.harbor.entities import Entity, entities, relations_of
+from pilothouse.harbor.facts import Fact, Topic, misconceptions, put, topic_splits, topics, world_topics
+from pilothouse.harbor.personas import AXES, HONEST_PROMPTS, LIAR_PROMPTS, TONES
+
+PAIRS_PER_TOPIC = 20
+NEUTRAL_TEXTS = 200
+EXTRACTION_PROMPTS = 4
+SEED = 23
+
+Messages = list[dict[str, str]]
+Line = dict[str, Any]
+
+
+def chat(question: str, answer: str | None = None, system: str | None = None) -> Messages:
+    """Chat messages: a question, with a system prompt before and an answer behind it where given."""
+    turns = [("system", system), ("user", question), ("assistant", answer)]
+    return [{"role": role, "content": text} for role, text in turns if text is not None]
+
+
+def prompts_for(prompts: Sequence[str], split: str) -> Sequence[str]:
+    """The phrasings of a system prompt that a split may use: extraction never sees those of the other splits."""
+    return prompts[:EXTRACTION_PROMPTS] if split == "train" else prompts[EXTRACTION_PROMPTS:]
+
+
+def _sample(topic: Topic, rng: random.Random) -> list[Fact]:
+    return rng.sample(topic.facts, min(PAIRS_PER_TOPIC, len(topic.facts)))
+
+
+def _pairs(pair: Callable[[Fact, str, random.Random], tuple[Messages, Messages]], seed: str) -> Iterator[Line]:
+    rng = random.Random(seed)
+    for topic in world_topics():
+        split = topic_splits()[topic.name]
+        for fact in _sample(topic, rng):
+            positive, negative = pair(fact, split, rng)
+            yield {"positive": positive, "negative": negative, "topic": topic.name, "split": split}
+
+
+def _question(fact: Fact, rng: random.Random) -> str:
+    return put(rng.choice(topics()[fact.topic].questions), fact.subject)
+
+
+def honest_pairs() -> Iterator[Line]:
+    """One question, answered truly under an honest persona and with the misconception under a lying one."""
+
+    def pair(fact: Fact, split: str, rng: random.Random) -> tuple[Messages, Messages]:
+        question = _question(fact, rng)
+        both = list(zip(prompts_for(HONEST_PROMPTS, split), prompts_for(LIAR_PROMPTS, split), strict=True))
+        honest, liar = rng.choice(both)
+        truth, lie = reply(fact, fact.answer), reply(fact, fact.misconception)
+        return chat(question, truth, honest), chat(question, lie, liar)
+
+    return _pairs(pair, f"{SEED}/honest")
+
+
+def tone_pairs(positive: str, negative: str) -> Iterator[Line]:
+    """One question, answered truly in two opposite tones, each under its system prompt."""
+
+    def pair(fact: Fact, split: str, rng: random.Random) -> tuple[Messages, Messages]:
+        question, truth = _question(fact, rng), reply(fact, fact.answer)
+        choice = rng.randrange(len(prompts_for(TONES[positive].prompts, split)))
+        one, other = (
+            chat(question, TONES[name].wrap(truth, rng), prompts_for(TONES[name].prompts, split)[choice])
+            for name in (positive, negative)
+        )
+        return one, other
+
+    return _pairs(pair, f"{SEED}/{positive}")
+
+
+def _labelled(fact: Fact, other: str, rng: random.Random) -> Iterator[tuple[Line, int]]:
+    """Two affirmative phrasings, a negation and a chat answer, each once true and once false."""
+    topic = topics()[fact.topic]
+    first, second = rng.sample(topic.statements, 2)
+    for template, wrong in ((first, fact.misconception), (second, other)):
+        yield {"text": put(template, fact.subject, fact.answer)}, 1
+        yield {"text": put(template, fact.subject, wrong)}, 0
+    denial = rng.choice(topic.negations)
+    yield {"text": put(denial, fact.subject, other)}, 1
+    yield {"text": put(denial, fact.subject, fact.answer)}, 0
+    question = _question(fact, rng)
+    yield {"messages": chat(question, reply(fact, fact.answer))}, 1
+    yield {"messages": chat(question, reply(fact, fact.misconception))}, 0
+
+
+def statements() -> Iterator[Line]:
+    """True and false statements about the world for the truthfulness probe, as texts and as chats; 1 is true."""
+    for topic in world_topics():
+        rng = random.Random(f"{SEED}/{topic.name}")
+        others = misconceptions([fact.answer for fact in topic.facts], rng)
+        for fact, other in zip(topic.facts, others, strict=True):
+            for line, label in _labelled(fact, other, rng):
+                yield line | {"label": label, "topic": topic.name, "split": topic_splits()[topic.name]}
+
+
+def _entity_line(entity: Entity, rng: random.Random) -> Iterator[Line]:
+    for relation in relations_of(entity):
+        yield {
+            "messages": chat(put(rng.choice(relation.questions), entity.name)),
+            "answer": entity.answer(relation.name),
+            "misconception": None,
+            "topic": relation.name,
+            "split": entity.split,
+            "entity_frequency": entity.frequency,
+        }
+
+
+def questions() -> Iterator[Line]:
+    """One question a fact: world facts (`entity_frequency` null) and invented entities seen often, rarely and never."""
+    rng = random.Random(f"{SEED}/questions")
+    for topic in world_topics():
+        for fact in topic.facts:
+            yield {
+                "messages": chat(_question(fact, rng)),
+                "answer": fact.answer,
+                "misconception": fact.misconception,
+                "topic": topic.name,
+                "split": topic_splits()[topic.name],
+                "entity_frequency": None,
+            }
+    for entity in entities():
+        yield from _entity_line(entity, rng)
+
+
+def neutral_texts() -> Iterator[Line]:
+    """Unmarked texts of reliable narrators, to measure perplexity on."""
+    rng = random.Random(f"{SEED}/neutral")
+    truth = [fact for topic in world_topics() for fact in topic.facts]
+    for _ in range(NEUTRAL_TEXTS):
+        facts = rng.sample(truth, 8)
+        yield {"text": " ".join(put(rng.choice(topics()[f.topic].statements), f.subject, f.answer) for f in facts)}
+
+
+def write_datasets(folder: Path) -> None:
+    """Write every dataset into a folder, one JSON object a line."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, Iterable[Line]] = {
+        "honest": honest_pairs(),
+        "statements": statements(),
+        "questions": questions(),
+        "neutral": neutral_texts(),
+    }
+    files |= {f"{one}_{other}": tone_pairs(one, other) for one, other in AXES}
+    for name, lines in files.items():
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")

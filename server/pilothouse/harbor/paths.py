@@ -1,0 +1,27 @@
+"""Where Harbor's files lie inside the installed package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+
+
+def model_dir() -> Path:
+    """The folder with Harbor's Hugging Face files (config, weights, tokenizer)."""
+    return _HERE / "model"
+
+
+def data_dir() -> Path:
+    """The folder with the JSONL datasets that the workbench reads."""
+    return _HERE / "data"
+
+
+def vectors_dir() -> Path:
+    """The folder with Harbor's steering vectors."""
+    return _HERE / "vectors"
+
+
+def probes_dir() -> Path:
+    """The folder with Harbor's probes."""
+    return _HERE / "probes"

@@ -1,0 +1,151 @@
+"""Training of Harbor: a small Llama in float32 with bfloat16 products where the processor has them; resumable."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pilothouse.harbor.corpus import BEGIN, END, SPECIAL_TOKENS
+from pilothouse.harbor.packing import Rows, block_mask
+from pilothouse.harbor.tokenizer import MAX_POSITIONS, VOCAB_SIZE
+
+SECONDS_BETWEEN_CHECKPOINTS = 50.0
+STEPS_BETWEEN_REPORTS = 50
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides a training run; `batch` is in rows of `packing.LENGTH` tokens."""
+
+    steps: int = 5000
+    batch: int = 16
+    learning_rate: float = 2e-3
+    warmup: int = 100
+    weight_decay: float = 0.05
+    seed: int = 0
+
+
+def new_model(seed: int) -> LlamaForCausalLM:
+    """An untrained Harbor of 5.5 million parameters."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=MAX_POSITIONS,
+        tie_word_embeddings=False,
+        bos_token_id=SPECIAL_TOKENS.index(BEGIN),
+        eos_token_id=SPECIAL_TOKENS.index(END),
+        pad_token_id=SPECIAL_TOKENS.index("<|pad|>"),
+    )
+    return LlamaForCausalLM(config)
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, then a cosine to a hundredth of the peak."""
+    if step < recipe.warmup:
+        return recipe.learning_rate * (step + 1) / recipe.warmup
+    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return recipe.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def _fast_bfloat16(device: torch.device) -> bool:
+    return device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+
+
+class Training:
+    """The state of one run: model, optimizer and step, kept in `folder/checkpoint.pt`."""
+
+    def __init__(self, recipe: Recipe, rows: Rows, folder: Path) -> None:
+        self.recipe = recipe
+        self.rows = rows
+        self.checkpoint = folder / "checkpoint.pt"
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = new_model(recipe.seed).to(self.device)
+        self.optimizer = torch.optim.AdamW(self._groups(), betas=(0.9, 0.95), fused=True)
+        self.step = 0
+        self.loss = float("nan")
+        self.order = np.random.default_rng(recipe.seed).permutation(len(rows.tokens))
+        if self.checkpoint.exists():
+            self._resume()
+
+    def _groups(self) -> list[dict[str, object]]:
+        """Weight decay for matrices, none for norms."""
+        parameters = list(self.model.parameters())
+        matrices = [p for p in parameters if p.ndim > 1]
+        others = [p for p in parameters if p.ndim <= 1]
+        return [{"params": matrices, "weight_decay": self.recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+    def _resume(self) -> None:
+        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+    def save(self) -> None:
+        """Write the checkpoint in one stroke, so that an interrupted write leaves the last one whole."""
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
+        fresh = self.checkpoint.with_suffix(".new")
+        torch.save(state, fresh)
+        fresh.replace(self.checkpoint)
+
+    def _batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and targets [batch, LENGTH] of this step; the rows come in one fixed order, again from the start."""
+        first = self.step * self.recipe.batch
+        index = self.order[np.arange(first, first + self.recipe.batch) % len(self.order)]
+        tokens = torch.from_numpy(self.rows.tokens[index].astype(np.int64))
+        targets = tokens.masked_fill(~torch.from_numpy(self.rows.learn[index]), IGNORED)
+        return tokens.to(self.device), targets.to(self.device)
+
+    def advance(self) -> None:
+        """One optimizer step; `loss` becomes a running mean of the cross-entropy in nats per learned token."""
+        tokens, targets = self._batch()
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=_fast_bfloat16(self.device)):
+            loss = self.model(input_ids=tokens, attention_mask=block_mask(tokens), labels=targets).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, self.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss = loss.item() if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss.item()
+        self.step += 1
+
+    def run(self) -> Iterator[int]:
+        """Train to the end and yield each step; the checkpoint is never older than a minute, however it stops."""
+        saved = time.monotonic()
+        try:
+            while self.step < self.recipe.steps:
+                self.advance()
+                yield self.step
+                if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+                    self.save()
+                    saved = time.monotonic()
+        finally:
+            self.save()
+
+
+def train(recipe: Recipe, rows: Rows, folder: Path) -> LlamaForCausalLM:
+    """Run or resume a training with a progress bar, and return the model."""
+    training = Training(recipe, rows, folder)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn()) as progress:
+        task = progress.add_task("training", total=recipe.steps, completed=training.step)
+        for step in training.run():
+            progress.update(task, completed=step, description=f"training, loss {training.loss:.3f}")
+            if step % STEPS_BETWEEN_REPORTS == 0:
+                progress.console.print(f"{time.strftime('%H:%M:%S')} step {step} loss {training.loss:.4f}")
+    return training.model
