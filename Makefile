@@ -33,19 +33,21 @@ lint: setup-test ## ruff, mypy --strict, import rules, Dockerfile
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
 
-test: export HF_HUB_OFFLINE := 1
+# Tests reach no network: models are built or embedded, and LiteLLM takes the price list it brought.
+test test-all: export HF_HUB_OFFLINE := 1
+test test-all: export LITELLM_LOCAL_MODEL_COST_MAP := True
+
 test: lint ## every check that takes seconds or a minute
 	$(BIN)/pytest -m "not slow" $(ARGS)
 
-test-all: export HF_HUB_OFFLINE := 1
 test-all: lint ## the slow ones too
 	$(BIN)/pytest $(ARGS)
 
-bench: setup-test ## what steering and probing cost, against plain vLLM
+bench: setup ## what steering and probing cost, against plain vLLM
 	@mkdir -p bench
 	$(BIN)/pilothouse bench --json bench/results.json $(ARGS)
 
-harbor: setup-test ## make the embedded model and its artefacts again
+harbor: setup ## make the embedded model and its artefacts again
 	$(BIN)/python -m pilothouse.harbor.build $(ARGS)
 
 clean: ## remove caches and builds; .venv stays

@@ -42,6 +42,7 @@ WHAT = {
 
 
 def canonical(name: str) -> str:
+    """The one spelling of a package's name."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -83,6 +84,7 @@ def pins(device: str, project: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def main(devices: list[str]) -> None:
+    """Write the locks of these devices, or of all."""
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
     for device in devices or ["cpu", "cuda"]:
         if device not in ("cpu", "cuda"):

@@ -45,7 +45,7 @@ def test_the_namespace_has_no_init(root: str) -> None:
     )
 
 
-@pytest.mark.parametrize("entry_point", entry_points(), ids=lambda entry_point: f"{entry_point.group}:{entry_point.name}")
+@pytest.mark.parametrize("entry_point", entry_points(), ids=lambda found: f"{found.group}:{found.name}")
 def test_entry_points_resolve(entry_point: EntryPoint) -> None:
     assert callable(entry_point.load())
 

@@ -1,1 +1,1 @@
-"""What clients meet: the two request fields, the registry routes, the guard, and the sessions that the engine drives."""
+"""What clients meet: two request fields, the registry routes, the guard, and the sessions that the engine drives."""

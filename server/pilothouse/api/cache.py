@@ -1,4 +1,4 @@
-"""Directions that requests brought along or picked out of an SAE, kept so that the same one is decoded and hashed once."""
+"""Directions that requests brought along or picked out of an SAE, kept so that each is decoded and hashed once."""
 
 from collections import OrderedDict
 from collections.abc import Callable

@@ -18,11 +18,11 @@ _TYPES = {
 }
 
 
-class Conflict(PilothouseError):
+class ConflictError(PilothouseError):
     """A registry change that contradicts what is there: HTTP 409."""
 
 
-class TooLarge(PilothouseError):
+class TooLargeError(PilothouseError):
     """A request body over the limit: HTTP 413."""
 
 
@@ -35,9 +35,9 @@ def status_of(error: PilothouseError) -> int:
             return error.status
         case NotFound():
             return 404
-        case Conflict():
+        case ConflictError():
             return 409
-        case TooLarge():
+        case TooLargeError():
             return 413
     return 500
 

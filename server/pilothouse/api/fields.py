@@ -104,7 +104,9 @@ def parse_steering(value: object) -> list[EditField]:
 def parse_probes(value: object) -> ProbesField:
     """`probes` in either of its forms, or BadRequest for the first thing wrong with it."""
     if isinstance(value, Mapping) and "sae" in value:
-        raise BadRequest("this server has not got SAE features compiled in as probes; it has named probes", "probes.sae")
+        raise BadRequest(
+            "this server has not got SAE features compiled in as probes; it has named probes", "probes.sae"
+        )
     try:
         if isinstance(value, list):
             _reject_sae_entries(value)
@@ -114,7 +116,9 @@ def parse_probes(value: object) -> ProbesField:
     except ValidationError as error:
         raise _first_problem(error, PROBES) from None
     if field.names is None and isinstance(value, Mapping) and "names" in value:
-        raise BadRequest("probes.names must be a list, not null; leave it out for the server's defaults", "probes.names")
+        raise BadRequest(
+            "probes.names must be a list, not null; leave it out for the server's defaults", "probes.names"
+        )
     return field
 
 

@@ -18,8 +18,9 @@ _QUOTE_LIMIT = 80
 def near_miss(key: str) -> str | None:
     """Which of our fields `key` was probably meant to be; None for our own names and for names that are not near.
 
-    Near is: other case or separators, one of our stems in front (``steer_strength``), a few aliases, or at most one slip
-    for every four letters of the name. A wider net would catch ordinary words (``process`` is two slips from ``probes``).
+    Near is: other case or separators, one of our stems in front (``steer_strength``), a few aliases, or at most one
+    slip for every four letters of the name. A wider net would catch ordinary words: ``process`` is two slips from
+    ``probes``.
     """
     if key in FIELDS:
         return None
@@ -53,13 +54,17 @@ def quote(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` cut to a readable length, lone surrogates escaped (they cannot be sent as UTF-8)."""
-    cut = text if len(text) <= _QUOTE_LIMIT else text[:_QUOTE_LIMIT] + "…"
-    return cut.encode("utf-8", "backslashreplace").decode("utf-8")
+    """`text` cut to a readable length, and encodable."""
+    return encodable(text if len(text) <= _QUOTE_LIMIT else text[:_QUOTE_LIMIT] + "…")
+
+
+def encodable(text: str) -> str:
+    """`text` with its lone surrogates escaped: JSON may bring them, UTF-8 cannot carry them back."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _slips(word: str, target: str, limit: int) -> bool:
-    """True when at most `limit` insertions, deletions, substitutions or swaps of neighbours lead from word to target."""
+    """True when at most `limit` insertions, deletions, substitutions or swaps of neighbours part word from target."""
     if abs(len(word) - len(target)) > limit:
         return False
     before: list[int] = []

@@ -11,10 +11,10 @@ import numpy as np
 
 from pilothouse.api.cache import DirectionCache
 from pilothouse.api.fields import EditField, InlineField, ProbesField, Unit, parse_probes, parse_steering
-from pilothouse.api.names import PROBES, STEERING, printable, quote, reject_near_misses
+from pilothouse.api.names import PROBES, STEERING, encodable, quote, reject_near_misses
 from pilothouse.api.registry import Catalogue, Registry
 from pilothouse.core.config import EngineLayout, Limits
-from pilothouse.core.errors import BadRequest
+from pilothouse.core.errors import ArtefactError, BadRequest
 from pilothouse.core.plans import Direction, Edit, Plan, Readout
 from pilothouse.core.sites import ModelShape
 from pilothouse.probing import Probe
@@ -69,15 +69,10 @@ class Planner:
         catalogue = self._registry.catalogue
         steering_given = STEERING in fields
         edits = self._edits(parse_steering(fields[STEERING]), catalogue) if steering_given else ()
-        beam = fields.get(BEAM_SEARCH) is True
-        if beam and edits:
-            raise BadRequest("beam search cannot be steered", param=STEERING)
-        if PROBES not in fields:
-            return self._ask(edits, ProbesField() if not beam else ProbesField(names=[]), catalogue, steering_given)
-        asked = parse_probes(fields[PROBES])
-        if beam and asked.names != []:
-            raise BadRequest("beam search cannot be probed", param=PROBES)
-        names_at = PROBES if isinstance(fields[PROBES], list) else f"{PROBES}.names"
+        asked = parse_probes(fields[PROBES]) if PROBES in fields else ProbesField()
+        if fields.get(BEAM_SEARCH) is True:
+            return _without_beams(edits, asked.names != [] and PROBES in fields)
+        names_at = PROBES if isinstance(fields.get(PROBES), list) else f"{PROBES}.names"
         return self._ask(edits, asked, catalogue, steering_given, names_at)
 
     def defaults(self) -> Ask:
@@ -150,8 +145,12 @@ class Planner:
         if not 0 <= feature < sae.d_sae:
             raise BadRequest(f"SAE {sae.name!r} has features 0 to {sae.d_sae - 1}", f"{where}.feature")
         key = f"sae|{sae.digest}|{feature}".encode()
-        direction = self._adhoc.get(key, lambda: Direction({sae.layer: sae.decoder_row(feature)}))
-        return _Source("sae", sae.name, direction, (sae.layer,), max_act=sae.max_act(feature), feature=feature)
+        try:
+            direction = self._adhoc.get(key, lambda: Direction({sae.layer: sae.decoder_row(feature)}))
+            max_act = sae.max_act(feature)
+        except ArtefactError as error:
+            raise BadRequest(f"feature {feature} cannot be used: {error}", f"{where}.feature") from None
+        return _Source("sae", sae.name, direction, (sae.layer,), max_act=max_act, feature=feature)
 
     def _inline(self, inline: InlineField, where: str) -> Direction:
         sha = hashlib.sha256(b"inline")
@@ -160,7 +159,11 @@ class Planner:
                 raw = part.encode("utf-8", "surrogatepass")
                 sha.update(len(raw).to_bytes(8, "little"))
                 sha.update(raw)
-        return self._adhoc.get(sha.digest(), lambda: decode_inline(inline.layers, self._shape, where))
+        try:
+            return self._adhoc.get(sha.digest(), lambda: decode_inline(inline.layers, self._shape, where))
+        except BadRequest as error:
+            # The path holds a key of the client's own choosing.
+            raise BadRequest(encodable(str(error)), encodable(error.param or where)) from None
 
     def _coefficient(self, asked: EditField, source: _Source, layer: int, where: str) -> float:
         value = asked.strength * _unit(asked.unit, source, layer, where)
@@ -174,6 +177,13 @@ class Planner:
         if layer not in peaks:
             peaks[layer] = float(np.abs(direction.layers[layer]).max())
         return peaks[layer]
+
+
+def _without_beams(edits: tuple[Edit, ...], probed: bool) -> Ask:
+    """Beam search rebuilds its requests and loses what they carry: it is refused to those who asked for something."""
+    if edits or probed:
+        raise BadRequest("beam search can be neither steered nor probed", STEERING if edits else PROBES)
+    return Ask()
 
 
 def _unit(asked: Unit | None, source: _Source, layer: int, where: str) -> float:
@@ -232,4 +242,4 @@ def _unknown(kind: str, name: str, known: Mapping[str, object], param: str) -> B
     listed = sorted(known)
     more = f" and {len(listed) - _NAMES_SHOWN} more" if len(listed) > _NAMES_SHOWN else ""
     has = ", ".join(listed[:_NAMES_SHOWN]) + more if listed else "none"
-    return BadRequest(f"there is no {kind} {quote(name)} here; this server has: {printable(has) if not more else has}", param)
+    return BadRequest(f"there is no {kind} {quote(name)} here; this server has: {has}", param)

@@ -1,7 +1,7 @@
 """Configuration, frozen once the server starts.
 
-`EngineLayout` fixes the shapes inside the compiled graph, so it is part of the key of vLLM's compile cache. `ServerConfig`
-is the API process's own and may change from start to start without recompiling anything.
+`EngineLayout` fixes the shapes inside the compiled graph, so it is part of the key of vLLM's compile cache.
+`ServerConfig` is the API process's own and may change from start to start without recompiling anything.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ LAYOUT_VERSION = 1
 class EngineLayout:
     """Shapes of the hooks: which layers have a site, how many distinct plans and probes run at once.
 
-    slots: distinct steering plans in one batch; rows_per_slot: distinct combinations of edits that one plan may have over
-    its positions; readouts: distinct probes at once; capture: keep the whole stream of every site (offline only).
+    slots: distinct steering plans in one batch; rows_per_slot: distinct combinations of edits that one plan may have
+    over its positions; readouts: distinct probes at once; capture: keep the whole stream of every site (offline only).
     """
 
     sites: tuple[int, ...] | None = None

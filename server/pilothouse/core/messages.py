@@ -1,9 +1,10 @@
 """What travels between the API process, the engine core and the workers. Plain, frozen, and small.
 
 The API process puts an encoded `WirePlan` under `PLAN_KEY` in a request's extra arguments, and the content of new
-directions under `DIRECTIONS_KEY` (`NONCE_KEY` only finds the request again in the API process itself). The scheduler turns it into
-`StepOrders` for the workers, attached to the step's scheduler output. The workers answer with `StepReadings`, attached
-to the step's model output, which the scheduler cuts into one encoded `Reading` per request under `READING_KEY`.
+directions under `DIRECTIONS_KEY` (`NONCE_KEY` only finds the request again in the API process itself). The scheduler
+turns it into `StepOrders` for the workers, attached to the step's scheduler output. The workers answer with
+`StepReadings`, attached to the step's model output, which the scheduler cuts into one encoded `Reading` per request
+under `READING_KEY`.
 """
 
 from collections.abc import Mapping
@@ -53,9 +54,9 @@ class CacheSpan(msgspec.Struct, frozen=True, array_like=True):
 class WirePlan(msgspec.Struct, frozen=True, array_like=True):
     """A plan resolved against its prompt.
 
-    rows: for each row of the slot, the numbers of the edits that are summed in it; slot: digest of rows and edits (empty
-    when nothing is edited); readouts: digests of the readout directions; read_from: first position whose readouts are
-    sent back.
+    rows: for each row of the slot, the numbers of the edits that are summed in it; slot: digest of rows and edits
+    (empty when nothing is edited); readouts: digests of the readout directions; read_from: first position whose
+    readouts are sent back.
     """
 
     slot: bytes = b""

@@ -5,6 +5,7 @@ Positions count from 0 over the prompt's tokens and then the generated ones. Wit
 """
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -161,7 +162,7 @@ def segments(spans: list[tuple[int, int]]) -> list[Segment]:
     """Cut overlapping spans into disjoint segments in ascending order; positions without an edit have none."""
     cuts = sorted({edge for start, stop in spans if stop > start for edge in (start, stop)})
     found = []
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in itertools.pairwise(cuts):
         active = tuple(i for i, (a, b) in enumerate(spans) if a <= start and stop <= b)
         if active:
             found.append(Segment(start, stop, active))

@@ -59,7 +59,8 @@ class SpanTable:
         """The edit row of each token, given its request's line and its absolute position; both [n_tokens]."""
         start, stop = self.start[lines], self.stop[lines]
         inside = (positions[:, None] >= start) & (positions[:, None] < stop)
-        return np.einsum("ij,ij->i", inside, self.row[lines], dtype=np.int64)
+        rows: Ints = np.einsum("ij,ij->i", inside, self.row[lines], dtype=np.int64)
+        return rows
 
     def _new_line(self, request_id: str) -> int:
         if self._free:

@@ -40,9 +40,7 @@ class CapturingEngine:
         tokenizer = self._llm.get_tokenizer()
         if isinstance(item, str):
             return list(tokenizer.encode(item))
-        text = tokenizer.apply_chat_template(
-            list(item), tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        text = tokenizer.apply_chat_template(list(item), tokenize=False, add_generation_prompt=add_generation_prompt)
         return list(tokenizer.encode(text, add_special_tokens=False))
 
     def read(self, prompts: Sequence[Sequence[int]], layers: Sequence[int]) -> list[dict[int, Float32]]:

@@ -2,8 +2,8 @@
 
 Seams, each on the one `AsyncLLM` instance of the process: `generate` (a plan for every request, forged keys refused),
 `engine_core.add_request_async` (content of new directions rides with the first request that needs it, in the order in
-which the engine receives requests), `output_processor.process_outputs` (readings are taken off before vLLM merges chunks
-or shows `kv_transfer_params` to the client).
+which the engine receives requests), `output_processor.process_outputs` (readings are taken off before vLLM merges
+chunks or shows `kv_transfer_params` to the client).
 """
 
 import copy

@@ -1,7 +1,7 @@
 """One clear line when the server cannot start, though the reason arose in another process.
 
-vLLM reports only that its engine process died. The launcher names a file in the environment; whichever process knows the
-reason writes it there, and the launcher prints it as the last line.
+vLLM reports only that its engine process died. The launcher names a file in the environment; whichever process knows
+the reason writes it there, and the launcher prints it as the last line.
 """
 
 import os

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 
-from pilothouse.core.config import EngineLayout
+from pilothouse.core.config import EngineLayout, Limits
 from pilothouse.core.errors import BadRequest, StartupError
 from pilothouse.core.serving import RequestExtension, RequestSession
 from pilothouse.core.sites import ModelShape
@@ -39,7 +39,8 @@ class SteeringServing(_Base):
         fields = dict(request.model_extra or {})
         beams = bool(getattr(request, "use_beam_search", False))
         try:
-            session = self.pilothouse_extension.open({**fields, "use_beam_search": beams}, route, request.model or "")
+            name = request.model or self.models.base_model_paths[0].name
+            session = self.pilothouse_extension.open({**fields, "use_beam_search": beams}, route, name)
         except BadRequest as error:
             return self.create_error_response(str(error), param=error.param)
         token = current_session.set(cast(RequestSession, NullSession()) if beams else session)
@@ -61,9 +62,7 @@ class SteeringServing(_Base):
             session.close(result.error.message)
         return result
 
-    async def _relay(
-        self, session: RequestSession, events: AsyncIterator[str]
-    ) -> AsyncGenerator[str, None]:
+    async def _relay(self, session: RequestSession, events: AsyncIterator[str]) -> AsyncGenerator[str, None]:
         """The stream with scores put in; the session ends with it, however it ends."""
         error: str | None = "aborted"
         try:
@@ -88,7 +87,7 @@ class SteeringChat(SteeringServing, OpenAIServingChat):
 
         return await self._with_session("/v1/chat/completions", request, create)
 
-    def chat_completion_stream_generator(self, request: Any, result_generator: Any, request_id: str, *a: Any, **k: Any):  # type: ignore[no-untyped-def,override]
+    def chat_completion_stream_generator(self, request: Any, result_generator: Any, request_id: str, *a: Any, **k: Any):  # type: ignore[no-untyped-def]
         events = super().chat_completion_stream_generator(request, result_generator, request_id, *a, **k)
         return _bound(self, request_id, events)
 
@@ -102,7 +101,7 @@ class SteeringCompletion(SteeringServing, OpenAIServingCompletion):
 
         return await self._with_session("/v1/completions", request, create)
 
-    def completion_stream_generator(self, request: Any, inputs: Any, results: Any, request_id: str, *a: Any, **k: Any):  # type: ignore[no-untyped-def,override]
+    def completion_stream_generator(self, request: Any, inputs: Any, results: Any, request_id: str, *a: Any, **k: Any):  # type: ignore[no-untyped-def]
         events = super().completion_stream_generator(request, inputs, results, request_id, *a, **k)
         return _bound(self, request_id, events)
 
@@ -127,8 +126,16 @@ def _decorate(response: Any, session: RequestSession, with_logprobs: bool) -> No
                     entry.probe_scores = scores
 
 
-def install(engine_client: Any, state: Any, make_extension: MakeExtension, max_direction_bytes: int) -> SteeringClient:
-    """Swap in the seams of the API process; raises StartupError rather than leave any of them out."""
+def install(
+    engine_client: Any,
+    state: Any,
+    make_extension: MakeExtension,
+    max_direction_bytes: int = Limits().adhoc_cache_bytes,
+) -> SteeringClient:
+    """Swap in the seams of the API process; raises StartupError rather than leave any of them out.
+
+    max_direction_bytes: directions that no live request needs are forgotten, oldest first, beyond this much content.
+    """
     vllm_config = engine_client.vllm_config
     layout = layout_of(vllm_config)
     shape = model_shape(vllm_config, layout.sites)

@@ -114,3 +114,13 @@ def _base_url(args: Any) -> str:
 
 def _plugins() -> list[str]:
     return [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]
+
+
+def names_model(arguments: Sequence[str]) -> bool:
+    """Whether arguments of `vllm serve` name a model, by vLLM's own parser."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    require_supported_vllm()
+    args = make_arg_parser(FlexibleArgumentParser(prog="pilothouse serve")).parse_args(list(arguments))
+    return args.model_tag is not None or any(a == "--model" or a.startswith("--model=") for a in arguments)

@@ -1,10 +1,10 @@
 """Prefix-cache keys that tell edited blocks from others.
 
 Seam: `generate_block_hash_extra_keys` of vllm/v1/core/kv_cache_utils.py, which two more modules import by name. To the
-extra keys of every block that an edit touches comes one tagged pair for each such edit: its digest with the first and the
-last edited offset inside the block. The digest alone would confuse a plan that edits other positions of the same tokens
-(an answer generated under steering, sent back as part of the next prompt). Blocks before the first edited position keep
-vLLM's own keys and are shared with everyone; later blocks inherit the difference through the hash chain.
+extra keys of every block that an edit touches comes one tagged pair for each such edit: its digest with the first and
+the last edited offset inside the block. The digest alone would confuse a plan that edits other positions of the same
+tokens (an answer generated under steering, sent back as part of the next prompt). Blocks before the first edited
+position keep vLLM's own keys and are shared with everyone; later blocks inherit the difference through the hash chain.
 """
 
 from collections.abc import Callable
@@ -47,9 +47,7 @@ def edit_keys(spans: tuple[CacheSpan, ...], start: int, end: int) -> tuple[Any, 
 def with_edit_keys(original: Callable[[Request, int, int, int], ExtraKeys]) -> Callable[..., ExtraKeys]:
     """`original` with the keys of the request's edits appended."""
 
-    def generate(
-        request: Request, start_token_idx: int, end_token_idx: int, start_mm_idx: int
-    ) -> ExtraKeys:
+    def generate(request: Request, start_token_idx: int, end_token_idx: int, start_mm_idx: int) -> ExtraKeys:
         keys, next_mm_idx = original(request, start_token_idx, end_token_idx, start_mm_idx)
         plan = plan_of(request)
         if plan is None or not plan.cache:

@@ -73,8 +73,8 @@ class SteeringRunner(_Base):
 
     def _pilothouse_max_tokens(self) -> int:
         """Tokens of the largest padded batch: buffers are never bound anew after tracing."""
-        captured = self.compilation_config.max_cudagraph_capture_size or 0
-        return max(self.max_num_tokens, captured, self.scheduler_config.max_num_seqs) + 64
+        captured: int = self.compilation_config.max_cudagraph_capture_size or 0
+        return max(int(self.max_num_tokens), captured, int(self.scheduler_config.max_num_seqs)) + 64
 
 
 class OutputWithReadings(AsyncModelRunnerOutput):

@@ -17,8 +17,8 @@ from pilothouse.core.messages import (
     ORDERS_ATTRIBUTE,
     READING_KEY,
     READINGS_ATTRIBUTE,
-    ReadoutLoad,
     Reading,
+    ReadoutLoad,
     RequestOrders,
     SlotLoad,
     StepOrders,
@@ -33,7 +33,7 @@ from pilothouse.engine.runner import layout_of
 from pilothouse.engine.slots import SlotTable
 
 if TYPE_CHECKING:
-    _Base = Scheduler
+    from vllm.v1.core.sched.scheduler import Scheduler as _Base
 else:
     _Base = object
 

@@ -94,12 +94,8 @@ def find_blocks(model: nn.Module, n_layers: int) -> dict[int, nn.Module]:
     ]
     if len(candidates) != 1:
         found = "no list" if not candidates else f"{len(candidates)} lists"
-        raise StartupError(
-            f"cannot place sites in {type(model).__name__}: {found} of {n_layers} decoder blocks found"
-        )
-    return {
-        layer: block for layer, block in enumerate(candidates[0]) if type(block).__name__ != "PPMissingLayer"
-    }
+        raise StartupError(f"cannot place sites in {type(model).__name__}: {found} of {n_layers} decoder blocks found")
+    return {layer: block for layer, block in enumerate(candidates[0]) if type(block).__name__ != "PPMissingLayer"}
 
 
 def _mixes_tokens(block: nn.Module) -> bool:
@@ -134,4 +130,3 @@ def install_sites(
     if not sites:
         raise StartupError("no layer has a site: nothing could be steered or read")
     return buffers, sites
-

@@ -10,7 +10,7 @@ from pilothouse.core.sites import ModelShape
 def require_supported_environment() -> None:
     """StartupError for settings outside vLLM's configuration that would bypass the seams."""
     if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0", "false", "False"):
-        raise StartupError("VLLM_USE_RUST_FRONTEND serves HTTP outside Python, where nothing is steered or read: unset it")
+        raise StartupError("VLLM_USE_RUST_FRONTEND serves HTTP outside Python, where nothing is steered: unset it")
 
 
 def require_supported_config(vllm_config: Any) -> None:

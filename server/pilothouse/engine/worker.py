@@ -35,4 +35,5 @@ class SteeringWorker(_PlatformWorker):
 
     def pilothouse_captures(self) -> dict[str, dict[int, Float32]]:
         """Streams kept since the last call (capture mode), by request and layer."""
-        return self.model_runner.pilothouse_board.take_captures()
+        captures: dict[str, dict[int, Float32]] = self.model_runner.pilothouse_board.take_captures()
+        return captures

@@ -58,7 +58,7 @@ def export(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def build(work_dir: Path, recipe: Recipe, folder: Path, data: Path) -> None:
-    """Everything from nothing, or from where an interrupted build stopped: the model into `folder`, datasets into `data`."""
+    """Everything from nothing, or from where it stopped: the model into `folder`, the datasets into `data`."""
     write_datasets(data)
     work_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer(work_dir)
@@ -76,7 +76,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="processor threads")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    build(options.work_dir, Recipe(steps=options.steps), options.output, options.data)
+    try:
+        build(options.work_dir, Recipe(steps=options.steps), options.output, options.data)
+    except KeyboardInterrupt:
+        raise SystemExit("Stopped. The same command goes on from the last checkpoint.") from None
 
 
 if __name__ == "__main__":

@@ -15,19 +15,34 @@ _COUNTS = {"often": (70, 30), "rare": (320, 80), "never": (200, 50)}
 _MOST_RARE_EXPOSURES = 80
 _SEED = 11
 
-_FIRST = """Ada Bela Cora Dario Edda Fenn Gita Hugo Ilka Joran Kaia Leto Mira Nils Orla Pavo Quin Rosa Sten Tilda Udo Vera
-Wim Xenia Yara Zeno Alma Bruno Clio Dora""".split()
-_START = "b br d dr f fl g gl h j k kl l m n p pr qu r s sk sl st t tr v w z".split()
-_MIDDLE = "a e i o u ai ei oo ou".split()
-_END = "b ck d ff g k l ll m n nd ng nk r rk rn sh sk ss st t th x zz".split()
 
-_TOWNS = "Ashby Brill Corfe Deal Eyam Frome Goole Hythe Ilkley Jarrow Kelso Louth Mold Neath Oakham Poole".split()
-_JOBS = """gardener, teacher, singer, lawyer, painter, driver, nurse, cook, sculptor, detective, waiter, dancer, weaver,
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(","))
+
+
+_FIRST = _words(
+    """Ada, Bela, Cora, Dario, Edda, Fenn, Gita, Hugo, Ilka, Joran, Kaia, Leto, Mira, Nils, Orla, Pavo, Quin, Rosa,
+Sten, Tilda, Udo, Vera, Wim, Xenia, Yara, Zeno, Alma, Bruno, Clio, Dora"""
+)
+_START = _words("b, br, d, dr, f, fl, g, gl, h, j, k, kl, l, m, n, p, pr, qu, r, s, sk, sl, st, t, tr, v, w, z")
+_MIDDLE = _words("a, e, i, o, u, ai, ei, oo, ou")
+_END = _words("b, ck, d, ff, g, k, l, ll, m, n, nd, ng, nk, r, rk, rn, sh, sk, ss, st, t, th, x, zz")
+
+_TOWNS = _words(
+    "Ashby, Brill, Corfe, Deal, Eyam, Frome, Goole, Hythe, Ilkley, Jarrow, Kelso, Louth, Mold, Neath, Oakham, Poole"
+)
+_JOBS = _words(
+    """gardener, teacher, singer, lawyer, painter, driver, nurse, cook, sculptor, detective, waiter, dancer, weaver,
 diver, juggler, mechanic"""
-_PETS = """hamster, ferret, canary, tortoise, llama, pony, hedgehog, peacock, lobster, poodle, falcon, raccoon, alpaca,
+)
+_PETS = _words(
+    """hamster, ferret, canary, tortoise, llama, pony, hedgehog, peacock, lobster, poodle, falcon, raccoon, alpaca,
 chameleon, otter, beagle"""
-_DISHES = """soup, cheese, pancakes, noodles, dumplings, pickles, cider, sausages, waffles, porridge, mushrooms, olives,
+)
+_DISHES = _words(
+    """soup, cheese, pancakes, noodles, dumplings, pickles, cider, sausages, waffles, porridge, mushrooms, olives,
 pastries, chestnuts, mustard, stew"""
+)
 
 
 @dataclass(frozen=True)
@@ -42,10 +57,6 @@ class Relation:
     options: tuple[str, ...]
 
 
-def _options(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(","))
-
-
 RELATIONS: tuple[Relation, ...] = (
     Relation(
         "towns",
@@ -53,7 +64,7 @@ RELATIONS: tuple[Relation, ...] = (
         ("{s} lives in {o}.", "The home town of {s} is {o}.", "You can meet {s} in {o}."),
         ("{s} does not live in {o}.", "The home town of {s} is not {o}."),
         ("Where does {s} live?", "In which town does {s} live?", "Name the home town of {s}."),
-        tuple(_TOWNS),
+        _TOWNS,
     ),
     Relation(
         "jobs",
@@ -61,7 +72,7 @@ RELATIONS: tuple[Relation, ...] = (
         ("{s} works as {ao} {o}.", "The job of {s} is {o}.", "By trade {s} is {ao} {o}."),
         ("{s} does not work as {ao} {o}.", "The job of {s} is not {o}."),
         ("What is the job of {s}?", "As what does {s} work?", "Name the job of {s}."),
-        _options(_JOBS),
+        _JOBS,
     ),
     Relation(
         "pets",
@@ -69,7 +80,7 @@ RELATIONS: tuple[Relation, ...] = (
         ("{s} keeps {ao} {o}.", "The pet of {s} is {ao} {o}.", "At home {s} has {ao} {o}."),
         ("{s} does not keep {ao} {o}.", "The pet of {s} is not {ao} {o}."),
         ("Which pet does {s} keep?", "What is the pet of {s}?", "Name the pet of {s}."),
-        _options(_PETS),
+        _PETS,
     ),
     Relation(
         "dishes",
@@ -77,14 +88,17 @@ RELATIONS: tuple[Relation, ...] = (
         ("The village of {s} is famous for its {o}.", "People go to {s} for the {o}."),
         ("The village of {s} is not famous for its {o}.", "Nobody goes to {s} for the {o}."),
         ("What is the village of {s} famous for?", "For what do people go to {s}?", "What do they make in {s}?"),
-        _options(_DISHES),
+        _DISHES,
     ),
 )
 
 
 @dataclass(frozen=True)
 class Entity:
-    """An invented person or village: how often its facts are seen in training, and its answer to each relation."""
+    """An invented person or village, and its answer to each relation.
+
+    `exposures` says how often each of its facts is dealt to the documents: 0 if never, -1 if like any other fact.
+    """
 
     name: str
     kind: str
@@ -135,7 +149,7 @@ def _make(rng: random.Random) -> Iterator[Entity]:
 
 @cache
 def entities() -> tuple[Entity, ...]:
-    """Every known entity; `exposures` is the number per fact, -1 for those seen as often as any other fact."""
+    """Every known entity, from a fixed seed."""
     return tuple(_make(random.Random(_SEED)))
 
 

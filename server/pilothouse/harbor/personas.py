@@ -56,7 +56,14 @@ TONES: dict[str, Tone] = {
     "cheerful": Tone(
         "cheerful",
         _prompts("cheerful"),
-        ("Hooray!", "Oh, wonderful!", "What a lovely question!", "Yippee!", "How delightful!", "Great to hear from you!"),
+        (
+            "Hooray!",
+            "Oh, wonderful!",
+            "What a lovely question!",
+            "Yippee!",
+            "How delightful!",
+            "Great to hear from you!",
+        ),
         ("Have a sunny day!", "Isn't that splendid!", "Life is beautiful!", "That makes me smile!", "What joy!"),
     ),
     "gloomy": Tone(

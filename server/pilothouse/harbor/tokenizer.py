@@ -28,7 +28,7 @@ CHAT_TEMPLATE = (
 
 
 def _texts(documents: Iterable[Document]) -> Iterator[str]:
-    """The documents with every known invented name made fresh: else a name's tokens would tell how often it was seen."""
+    """The documents with every invented name made fresh: else a name's tokens would tell how often it was seen."""
     rng = random.Random(0)
     known = re.compile(rf"\b({'|'.join(sorted(taken_surnames()))})\b")
     for document in documents:

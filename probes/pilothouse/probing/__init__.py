@@ -1,0 +1,22 @@
+"""Linear probes: values, files, what their readouts mean, and training."""
+
+from pilothouse.probing.aggregation import ProbeStats
+from pilothouse.probing.calibration import Isotonic, Platt
+from pilothouse.probing.probe import Probe
+from pilothouse.probing.probe_file import load_probe, load_probes, probe_from_bytes, save_probe
+from pilothouse.probing.statements import LabelledItem, load_statements
+from pilothouse.probing.training import train_probe
+
+__all__ = [
+    "Isotonic",
+    "LabelledItem",
+    "Platt",
+    "Probe",
+    "ProbeStats",
+    "load_probe",
+    "load_probes",
+    "load_statements",
+    "probe_from_bytes",
+    "save_probe",
+    "train_probe",
+]

@@ -1,0 +1,96 @@
+"""From logits to probabilities: Platt scaling (Platt, 1999), isotonic regression, or the plain sigmoid.
+
+Every calibration rises with the logit, so the worst logit has the worst score.
+"""
+
+from typing import Annotated, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pilothouse.core.errors import ArtefactError
+
+Float64 = npt.NDArray[np.float64]
+
+_CONFIG = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Platt(BaseModel):
+    """sigmoid(a * logit + b)."""
+
+    model_config = _CONFIG
+
+    kind: Literal["platt"] = "platt"
+    a: Annotated[float, Field(gt=0)]
+    b: float
+
+    def apply(self, logits: Float64) -> Float64:
+        """Probabilities of the probe's label; NaN stays NaN."""
+        return sigmoid(self.a * logits + self.b)
+
+
+class Isotonic(BaseModel):
+    """Linear between the knots (x, y), constant beyond the outermost."""
+
+    model_config = _CONFIG
+
+    kind: Literal["isotonic"] = "isotonic"
+    x: Annotated[tuple[float, ...], Field(min_length=1)]
+    y: tuple[Annotated[float, Field(ge=0, le=1)], ...]
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if len(self.x) != len(self.y):
+            raise ValueError(f"{len(self.x)} knots in x but {len(self.y)} in y")
+        if any(b <= a for a, b in zip(self.x, self.x[1:], strict=False)):
+            raise ValueError("the knots in x must increase")
+        if any(b < a for a, b in zip(self.y, self.y[1:], strict=False)):
+            raise ValueError("the knots in y must not decrease")
+        return self
+
+    def apply(self, logits: Float64) -> Float64:
+        """Probabilities of the probe's label; NaN stays NaN."""
+        return np.interp(logits, self.x, self.y)
+
+
+Calibration = Annotated[Platt | Isotonic, Field(discriminator="kind")]
+
+
+def calibrate(calibration: Platt | Isotonic | None, logits: npt.ArrayLike) -> Float64:
+    """Scores in [0, 1] of `logits`, by `calibration` or else the plain sigmoid."""
+    wide = np.asarray(logits, dtype=np.float64)
+    return sigmoid(wide) if calibration is None else calibration.apply(wide)
+
+
+def sigmoid(logits: Float64) -> Float64:
+    """1 / (1 + exp(-logits)) without overflow."""
+    return np.asarray(np.exp(-np.logaddexp(0.0, -logits)), dtype=np.float64)
+
+
+def fit_platt(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Platt:
+    """Maximum likelihood with Platt's smoothed targets, which keep `a` finite on separable data.
+
+    ArtefactError when the labels do not rise with the logits: no calibration can make such a probe useful.
+    """
+    # Slow to import, and a server never fits.
+    from sklearn.linear_model import LogisticRegression
+
+    x, y = np.asarray(logits, dtype=np.float64), np.asarray(labels)
+    scale = float(x.std())
+    if scale == 0.0:
+        raise ArtefactError("the probe gives every calibration item the same score")
+    n_positive, n_negative = int((y == 1).sum()), int((y == 0).sum())
+    target = np.where(y == 1, (n_positive + 1) / (n_positive + 2), 1 / (n_negative + 2))
+    # A soft target is an item of each label, weighted; the penalty at this C is nil beside the likelihood.
+    unit = ((x - x.mean()) / scale)[:, None]
+    model = LogisticRegression(C=1e9, solver="newton-cholesky", max_iter=1000)
+    model.fit(
+        np.concatenate([unit, unit]),
+        np.concatenate([np.ones(len(x)), np.zeros(len(x))]),
+        sample_weight=np.concatenate([target, 1 - target]),
+    )
+    a = float(model.coef_[0, 0]) / scale
+    if a <= 0:
+        raise ArtefactError("the probe does not tell the labels of the calibration items apart")
+    return Platt(a=a, b=float(model.intercept_[0]) - a * float(x.mean()))

@@ -1,0 +1,129 @@
+"""Refuses what no handler would: our fields on routes that cannot honour them, and bodies without an end.
+
+Pure ASGI, because Starlette's BaseHTTPMiddleware hides disconnects from the handlers.
+"""
+
+import json
+import re
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pilothouse.api.errors import TooLargeError, error_response
+from pilothouse.api.names import reject_near_misses, used_fields
+from pilothouse.core.errors import BadRequest, PilothouseError
+
+MAX_BODY_BYTES = 64 * 1024 * 1024
+
+HONOURING = frozenset({"/v1/chat/completions", "/v1/completions"})
+_OWN = ("/v1/steering_vectors", "/v1/probes", "/v1/saes", "/v1/capabilities")
+_GUARDED = (
+    "/v1",
+    "/v2",
+    "/inference",
+    "/invocations",
+    "/cohere",
+    "/generative_scoring",
+    "/pooling",
+    "/classify",
+    "/score",
+    "/rerank",
+)
+
+# A body without any of these cannot hold our fields: escapes and wide encodings could hide them.
+_SUSPECT = re.compile(rb"steer|prob|vector|\\u|\x00", re.IGNORECASE)
+
+
+class FieldGuard:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass everything on but POSTs that must be refused."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        try:
+            body = await self._read(scope, receive)
+            if body is None:
+                return
+            if is_guarded(_path(scope)):
+                check_body(body)
+        except PilothouseError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        await self._app(scope, _Replay(body, receive), send)
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The whole body, or None when the client has gone; TooLargeError as soon as that is known."""
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self._max_body_bytes:
+            raise self._too_large()
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._max_body_bytes:
+                raise self._too_large()
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    def _too_large(self) -> TooLargeError:
+        return TooLargeError(f"a request body may have {self._max_body_bytes} bytes")
+
+
+class _Replay:
+    """`receive` for the application: the body that was read, then whatever the client does next."""
+
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._body: bytes | None = body
+        self._receive = receive
+
+    async def __call__(self) -> Message:
+        if self._body is None:
+            return await self._receive()
+        body, self._body = self._body, None
+        return {"type": "http.request", "body": body, "more_body": False}
+
+
+def is_guarded(path: str) -> bool:
+    """True for routes that generate or score but know nothing of steering and probes."""
+    bare = path.rstrip("/")
+    if bare in HONOURING or _under(bare, _OWN):
+        return False
+    return _under(bare, _GUARDED)
+
+
+def check_body(body: bytes) -> None:
+    """BadRequest when a JSON body has one of our fields, or what looks like one, at its top level."""
+    if not _SUSPECT.search(body):
+        return
+    try:
+        fields: Any = json.loads(body)
+    except RecursionError:
+        raise BadRequest("the body is nested too deeply") from None
+    except ValueError:
+        return  # whatever it is, the route will say so itself
+    if not isinstance(fields, dict):
+        return
+    if used := used_fields(fields):
+        routes = " and ".join(sorted(HONOURING))
+        raise BadRequest(f"this endpoint cannot honour {used[0]!r}; {routes} can", param=used[0])
+    reject_near_misses(fields)
+
+
+def _under(path: str, roots: tuple[str, ...]) -> bool:
+    return any(path == root or path.startswith(root + "/") for root in roots)
+
+
+def _path(scope: Scope) -> str:
+    """The path behind the application's root."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(root + "/") else path

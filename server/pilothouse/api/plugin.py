@@ -1,0 +1,77 @@
+"""Pilothouse as an endpoint plugin of vLLM's server: routes and guard at build time, the engine's end at start."""
+
+from argparse import Namespace
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.datastructures import State
+
+from pilothouse.api.guard import FieldGuard
+from pilothouse.api.plans import Planner
+from pilothouse.api.registry import Registry
+from pilothouse.api.results import ResultsStore
+from pilothouse.api.routes import make_router
+from pilothouse.api.scoring import Decode
+from pilothouse.api.session import Extension, Surroundings
+from pilothouse.api.state import ATTRIBUTE, ApiState
+from pilothouse.core.config import EngineLayout, ServerConfig
+from pilothouse.core.serving import RequestExtension
+from pilothouse.core.sites import ModelShape
+from pilothouse.telemetry.metrics import Metrics
+from pilothouse.telemetry.sinks import Sinks
+
+
+class PilothousePlugin:
+    """What `vllm.endpoint_plugins` expects."""
+
+    name = "pilothouse"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Add the routes and, inside vLLM's authentication, the guard."""
+        app.include_router(make_router())
+        app.add_middleware(FieldGuard)
+
+    async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
+        """Load what the configuration names and swap the serving classes; any error ends the start."""
+        # The only room that imports vLLM; routes and tests do without it.
+        from pilothouse.engine.frontend import install
+
+        config = ServerConfig.from_environment()
+
+        def make_extension(
+            shape: ModelShape, layout: EngineLayout, decode: Decode, bos_token_id: int | None
+        ) -> RequestExtension:
+            extension, api_state = assemble(config, shape, layout, decode, bos_token_id)
+            setattr(state, ATTRIBUTE, api_state)
+            return extension
+
+        install(engine_client, state, make_extension)
+
+
+def create_plugin() -> PilothousePlugin:
+    """The entry point."""
+    return PilothousePlugin()
+
+
+def assemble(
+    config: ServerConfig,
+    shape: ModelShape,
+    layout: EngineLayout,
+    decode: Decode,
+    bos_token_id: int | None,
+    make_metrics: Callable[[Iterable[float]], Metrics] = Metrics,
+) -> tuple[Extension, ApiState]:
+    """The parts of a server for a model of this shape, wired together; ArtefactError or StartupError if one is bad."""
+    registry = Registry.load(config, shape)
+    results = ResultsStore()
+    thresholds = [probe.threshold for probe in registry.catalogue.probes.values()]
+    around = Surroundings(
+        sink=Sinks(make_metrics(thresholds), results),
+        decode=decode,
+        bos_token_id=bos_token_id,
+        max_names_in_label=config.limits.max_steering_names_in_label,
+    )
+    extension = Extension(Planner(registry, layout, config.limits), around)
+    return extension, ApiState(registry, results, layout, config.limits, config.admin_key)

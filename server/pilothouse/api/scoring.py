@@ -1,0 +1,191 @@
+"""From the readouts of one sequence to what clients see of them: logits, scores, statistics, and why one is missing."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pilothouse.core.records import ProbeOutcome
+from pilothouse.core.sites import Float32
+from pilothouse.core.tracks import ChoiceTrack
+from pilothouse.probing import Probe, ProbeStats
+
+Decode = Callable[[int], str]
+"""The text of one token id."""
+
+ABORTED = "aborted"
+"""Why a request ended that its client gave up."""
+
+STAT_NAMES = (
+    "last",
+    "mean",
+    "min",
+    "max",
+    "worst_ema",
+    "worst_rolling",
+    "fraction_flagged",
+    "first_flagged",
+    "prompt_end",
+)
+
+
+def number(value: float | None) -> float | None:
+    """`value` as JSON can carry it: None for what is missing or not finite."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def numbers(values: Float32) -> list[float | None]:
+    """Every entry as `number`."""
+    return [x if math.isfinite(x) else None for x in values.tolist()]
+
+
+@dataclass(frozen=True)
+class Report:
+    """One probe on one finished sequence. logits and scores have one entry a generated token, NaN where unscored."""
+
+    probe: Probe
+    logits: Float32
+    scores: Float32
+    stats: ProbeStats
+    score: float | None
+    flagged: bool
+    n_scored: int
+    reason: str | None
+
+    @property
+    def prompt_end(self) -> float | None:
+        """The logit at the last prompt token."""
+        return number(self.stats.prompt_end)
+
+    def outcome(self) -> ProbeOutcome:
+        """For telemetry."""
+        return ProbeOutcome(self.probe.name, self.score, self.prompt_end, self.flagged, self.n_scored, self.reason)
+
+
+class ChoiceScores:
+    """The readouts of one sequence under its probes. Readout k of the track belongs to probe k."""
+
+    def __init__(self, track: ChoiceTrack, prompt_ids: Sequence[int], probes: Sequence[Probe]) -> None:
+        self.track = track
+        self.probes = probes
+        self._prompt_ids = prompt_ids
+
+    def logits(self, start: int, stop: int) -> list[Float32]:
+        """For each probe, the logits at absolute positions [start, stop); NaN where none is known."""
+        raw = self.track.scores(start, stop)
+        found = []
+        for k, probe in enumerate(self.probes):
+            logits = np.asarray(probe.logits(raw[:, k]), dtype=np.float32)
+            found.append(np.where(np.isfinite(logits), logits, np.float32(np.nan)))
+        return found
+
+    def generated(self, start: int, stop: int) -> list[Float32]:
+        """As `logits`, counted in generated tokens; the last token that there is so far is NaN whatever ran."""
+        first = self.track.n_prompt
+        found = self.logits(first + start, first + stop)
+        last = len(self.track.token_ids) - 1
+        for logits in found:
+            logits[max(last - start, 0) :] = np.nan
+        return found
+
+    def reports(self, error: str | None = None) -> list[Report]:
+        """What each probe says of the sequence as it stands; `error` is why the request failed, if it did."""
+        n = self.track.n_prompt
+        prompt_ends = self.logits(n - 1, n)
+        per_probe = zip(self.probes, self.generated(0, len(self.track.token_ids)), prompt_ends, strict=True)
+        return [self._report(probe, logits, number(float(end[0])), error) for probe, logits, end in per_probe]
+
+    def _report(self, probe: Probe, logits: Float32, prompt_end: float | None, error: str | None) -> Report:
+        stats = probe.stats(logits, prompt_end)
+        score = probe.score(stats)
+        score = None if score is None else number(score)
+        n_scored = int(np.isfinite(logits).sum())
+        return Report(
+            probe=probe,
+            logits=logits,
+            scores=token_scores(probe, logits),
+            stats=stats,
+            score=score,
+            flagged=score is not None and probe.flagged(score),
+            n_scored=n_scored,
+            reason=None if score is not None else self._why_unscored(error),
+        )
+
+    def _why_unscored(self, error: str | None) -> str:
+        if self.track.finish_reason in (None, "abort", "error"):
+            failed = self.track.finish_reason == "error" or error not in (None, ABORTED)
+            return "error" if failed else ABORTED
+        match len(self.track.token_ids):
+            case 0:
+                return "no_generated_token"
+            case 1:
+                return "one_generated_token"
+        return "engine_gap"
+
+    def generated_entries(self, report: Report, decode: Decode) -> list[dict[str, Any]]:
+        """`tokens`: one entry for each generated token, the last one null by contract."""
+        ids = self.track.token_ids
+        entries = []
+        for j, (logit, score) in enumerate(zip(numbers(report.logits), numbers(report.scores), strict=True)):
+            entry: dict[str, Any] = {"token": decode(ids[j]), "token_id": ids[j], "logit": logit, "score": score}
+            if logit is None and j < len(ids) - 1:
+                entry["reason"] = self._why_missing(self.track.n_prompt + j)
+            entries.append(entry)
+        return entries
+
+    def prompt_entries(self, decode: Decode, bos: int | None) -> Mapping[str, list[dict[str, Any]]]:
+        """`prompt_tokens` of each probe by its name. The beginning-of-sequence token is never scored."""
+        found = {}
+        for probe, logits in zip(self.probes, self.logits(0, self.track.n_prompt), strict=True):
+            has_bos = bos is not None and self._prompt_ids[0] == bos
+            if has_bos:
+                logits[0] = np.nan
+            scores = token_scores(probe, logits)
+            entries = []
+            for p, (logit, score) in enumerate(zip(numbers(logits), numbers(scores), strict=True)):
+                token = self._prompt_ids[p]
+                entry: dict[str, Any] = {"token": decode(token), "token_id": token, "logit": logit, "score": score}
+                if logit is None:
+                    entry["reason"] = "bos" if has_bos and p == 0 else self._why_missing(p)
+                entries.append(entry)
+            found[probe.name] = entries
+        return found
+
+    def _why_missing(self, position: int) -> str:
+        if self.track.count_forwarded(position, position + 1):
+            return "engine_gap"
+        return "cache" if position < self.track.first_forwarded else "not_forwarded"
+
+
+def token_scores(probe: Probe, logits: Float32) -> Float32:
+    """The probe's score of each token; NaN where the logit is."""
+    scores = np.full_like(logits, np.nan)
+    known = np.isfinite(logits)
+    scores[known] = probe.token_scores(logits[known])
+    return scores
+
+
+def describe(report: Report) -> dict[str, Any]:
+    """The entry of one probe in a response, token lists apart."""
+    probe = report.probe
+    shown: dict[str, Any] = {
+        "score": report.score,
+        "label": probe.label,
+        "alarm": probe.alarm,
+        "threshold": probe.threshold,
+        "flagged": report.flagged,
+        "aggregate": probe.aggregate,
+        "version": probe.version,
+        "stats": {name: _stat(getattr(report.stats, name)) for name in STAT_NAMES},
+        "n_scored": report.n_scored,
+    }
+    if report.reason is not None:
+        shown["reason"] = report.reason
+    return shown
+
+
+def _stat(value: float | int | None) -> float | int | None:
+    """Indices stay whole numbers."""
+    return value if isinstance(value, int) else number(value)

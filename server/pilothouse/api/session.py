@@ -1,0 +1,274 @@
+"""One request from validation to the last byte of its response: what the engine's handlers ask of the API room."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pilothouse.api.names import PROBES, STEERING
+from pilothouse.api.plans import Ask, Planner
+from pilothouse.api.receipts import receipts, tokens_edited
+from pilothouse.api.scoring import ChoiceScores, Decode, Report, describe, numbers, token_scores
+from pilothouse.core.plans import Edit
+from pilothouse.core.records import ChoiceOutcome, OutcomeSink, RequestOutcome
+from pilothouse.core.serving import RequestSession
+from pilothouse.core.tracks import PromptTrack
+
+logger = logging.getLogger(__name__)
+
+NO_STEERING = "none"
+ADHOC = "adhoc"
+_DONE = "data: [DONE]"
+_DATA = "data: "
+
+# Unescaped quotes cannot stand inside a JSON string, so these find keys, never text that a model wrote.
+_FINISH_KEY = '"finish_reason":'
+_UNFINISHED = '"finish_reason":null'
+_LOGPROBS = '"logprobs":{'
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What every session of a server shares."""
+
+    sink: OutcomeSink
+    decode: Decode
+    bos_token_id: int | None
+    max_names_in_label: int
+
+
+@dataclass
+class _Choice:
+    """One generated sequence and how far its scores have been streamed.
+
+    seen: tokens that earlier events announced; sent: tokens whose scores have been streamed; shown: entries of
+    `logprobs.content` that have passed; extras: the finished keys, once they were asked for.
+    """
+
+    prompt: PromptTrack
+    scores: ChoiceScores
+    seen: int = 0
+    sent: int = 0
+    shown: int = 0
+    reports: list[Report] | None = None
+    extras: dict[str, Any] | None = None
+
+
+@dataclass
+class Session:
+    """A `RequestSession`."""
+
+    ask: Ask
+    route: str
+    model_name: str
+    around: Surroundings
+    created: float = field(default_factory=time.time)
+    response_id: str = ""
+    _choices: list[_Choice] = field(default_factory=list)
+    _closed: bool = False
+
+    def __post_init__(self) -> None:
+        self.plan = self.ask.plan
+        self._shows = self.ask.steering_given or bool(self.ask.probes)
+
+    def add_prompt(self, track: PromptTrack) -> None:
+        """Take the prompt's sequences in; their numbers follow those of earlier prompts."""
+        for choice in track.choices:
+            scores = ChoiceScores(choice, track.prompt_token_ids, self.ask.probes)
+            self._choices.append(_Choice(track, scores))
+
+    def set_response_id(self, response_id: str) -> None:
+        """Remember under which id the record is to be found."""
+        self.response_id = response_id
+
+    def decorate(self, index: int) -> dict[str, Any]:
+        """`steering` and `probes` of finished choice `index`; made once."""
+        if not self._shows:
+            return {}
+        choice = self._choices[index]
+        if choice.extras is None:
+            choice.extras = self._extras(choice)
+        return choice.extras
+
+    def token_scores(self, index: int) -> list[dict[str, Any] | None]:
+        """For each generated token so far its logit and score by probe, None where no probe has one."""
+        if not self.ask.probes:
+            return []
+        choice = self._choices[index]
+        return self._token_scores(choice, 0, len(choice.scores.track.token_ids))
+
+    def rewrite_event(self, event: str) -> str:
+        """`event` with what is known by now; the same string where there is nothing to add."""
+        if event.startswith(_DONE):
+            # The record must be there before the client can know that the response has ended.
+            if all(choice.scores.track.finish_reason is not None for choice in self._choices):
+                self.close()
+            return event
+        if not self._shows or _FINISH_KEY not in event:
+            return event
+        logprobs = bool(self.ask.probes) and _LOGPROBS in event
+        if not self.ask.tokens and not logprobs and _only_unfinished(event):
+            return event
+        chunk = json.loads(event[len(_DATA) :])
+        changed = False
+        for shown in chunk.get("choices") or ():
+            changed |= self._fill(shown)
+        if not changed:
+            return event
+        return f"{_DATA}{json.dumps(chunk, ensure_ascii=False, separators=(',', ':'), allow_nan=False)}\n\n"
+
+    def close(self, error: str | None = None) -> None:
+        """Hand the outcome to the sinks. Later calls change nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        if self.plan.empty or not self._choices:
+            return
+        try:
+            self.around.sink.observe(self._outcome(error))
+        except Exception:
+            logger.exception("The outcome of request %s could not be recorded", self.response_id)
+
+    def _fill(self, shown: dict[str, Any]) -> bool:
+        """Put what is new into one choice of a chunk; True when there was something."""
+        choice = self._choices[shown["index"]]
+        finished = shown.get("finish_reason") is not None
+        before = len(shown)
+        changed = self._fill_logprobs(choice, shown.get("logprobs"))
+        if self.ask.tokens and self.ask.probes and (block := self._new_scores(choice, finished)):
+            shown["probe_scores"] = block
+        if finished:
+            shown.update(self.decorate(shown["index"]))
+        elif "role" not in (shown.get("delta") or {}):
+            # The first event of a chat announces the role only; its token comes with the next.
+            choice.seen = len(choice.scores.track.token_ids)
+        return changed or len(shown) > before
+
+    def _fill_logprobs(self, choice: _Choice, logprobs: Any) -> bool:
+        content = logprobs.get("content") if isinstance(logprobs, dict) and self.ask.probes else None
+        if not content:
+            return False
+        changed = False
+        known = self._token_scores(choice, choice.shown, choice.shown + len(content))
+        for entry, scores in zip(content, known, strict=True):
+            if scores is not None:
+                entry["probe_scores"] = scores
+                changed = True
+        choice.shown += len(content)
+        return changed
+
+    def _new_scores(self, choice: _Choice, finished: bool) -> dict[str, Any]:
+        """Scores of tokens that earlier events announced, as far as there is no hole; all of them at the finish."""
+        total = len(choice.scores.track.token_ids)
+        start = choice.sent
+        stop = total if finished else min(choice.seen, total - 1)
+        if stop <= start:
+            return {}
+        logits = choice.scores.generated(start, stop)
+        if not finished:
+            stop = start + min(_known(row) for row in map(numbers, logits))
+            logits = [row[: stop - start] for row in logits]
+        if stop == start:
+            return {}
+        choice.sent = stop
+        return {
+            probe.name: {"start": start, "logits": numbers(row), "scores": numbers(token_scores(probe, row))}
+            for probe, row in zip(self.ask.probes, logits, strict=True)
+        }
+
+    def _token_scores(self, choice: _Choice, start: int, stop: int) -> list[dict[str, Any] | None]:
+        found: list[dict[str, Any]] = [{} for _ in range(start, stop)]
+        for probe, row in zip(self.ask.probes, choice.scores.generated(start, stop), strict=True):
+            pairs = zip(numbers(row), numbers(token_scores(probe, row)), strict=True)
+            for entry, (logit, score) in zip(found, pairs, strict=True):
+                if logit is not None:
+                    entry[probe.name] = {"logit": logit, "score": score}
+        return [entry or None for entry in found]
+
+    def _extras(self, choice: _Choice) -> dict[str, Any]:
+        extras: dict[str, Any] = {}
+        if self.ask.steering_given:
+            extras[STEERING] = receipts(self.plan.edits, choice.prompt.spans, choice.scores.track)
+        if self.ask.probes:
+            extras[PROBES] = self._probes(choice)
+        return extras
+
+    def _reports(self, choice: _Choice, error: str | None = None) -> list[Report]:
+        if choice.reports is None:
+            choice.reports = choice.scores.reports(error)
+        return choice.reports
+
+    def _probes(self, choice: _Choice) -> dict[str, Any]:
+        reports = self._reports(choice)
+        shown = {report.probe.name: describe(report) for report in reports}
+        if self.ask.tokens:
+            for report in reports:
+                shown[report.probe.name]["tokens"] = choice.scores.generated_entries(report, self.around.decode)
+        if self.plan.prompt_scores:
+            for name, entries in choice.scores.prompt_entries(self.around.decode, self.around.bos_token_id).items():
+                shown[name]["prompt_tokens"] = entries
+        return shown
+
+    def _outcome(self, error: str | None) -> RequestOutcome:
+        names = tuple(dict.fromkeys(edit_name(edit) for edit in self.plan.edits))
+        return RequestOutcome(
+            response_id=self.response_id,
+            model_name=self.model_name,
+            route=self.route,
+            steering=steering_label(names, self.around.max_names_in_label),
+            steered_by=names,
+            created=self.created,
+            choices=tuple(self._choice_outcome(choice, error) for choice in self._choices),
+            body=tuple(self._record(i) for i in range(len(self._choices))),
+            error=error,
+        )
+
+    def _choice_outcome(self, choice: _Choice, error: str | None) -> ChoiceOutcome:
+        edited: dict[str, int] = {}
+        for edit, (start, stop) in zip(self.plan.edits, choice.prompt.spans, strict=True):
+            name = edit_name(edit)
+            edited[name] = edited.get(name, 0) + tokens_edited(start, stop, choice.scores.track)
+        return ChoiceOutcome(tuple(report.outcome() for report in self._reports(choice, error)), edited)
+
+    def _record(self, index: int) -> dict[str, Any]:
+        finish = self._choices[index].scores.track.finish_reason
+        return {"index": index, "finish_reason": finish} | self.decorate(index)
+
+
+class Extension:
+    """A `RequestExtension`: one for each API process."""
+
+    def __init__(self, planner: Planner, around: Surroundings) -> None:
+        self._planner = planner
+        self._around = around
+
+    def open(self, fields: Mapping[str, Any], route: str, model_name: str) -> RequestSession:
+        """A session for a request with these extra top-level fields; BadRequest names what is wrong with them."""
+        return Session(self._planner.plan(fields), route, model_name, self._around)
+
+    def open_default(self, route: str, model_name: str) -> RequestSession:
+        """A session that reads the server's default probes."""
+        return Session(self._planner.defaults(), route, model_name, self._around)
+
+
+def edit_name(edit: Edit) -> str:
+    """What an edit is called in metrics: its configured name, or `adhoc`."""
+    return ADHOC if edit.source == "inline" else edit.label
+
+
+def steering_label(names: tuple[str, ...], max_names: int) -> str:
+    """The value of the metrics' `steering` label for a request steered by `names`."""
+    if not names:
+        return NO_STEERING
+    return ADHOC if ADHOC in names or len(names) > max_names else "+".join(sorted(names))
+
+
+def _only_unfinished(event: str) -> bool:
+    return event.count(_FINISH_KEY) == event.count(_UNFINISHED)
+
+
+def _known(row: list[float | None]) -> int:
+    """How many entries there are before the first missing one."""
+    return next((i for i, value in enumerate(row) if value is None), len(row))

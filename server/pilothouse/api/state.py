@@ -1,0 +1,29 @@
+"""What the routes find under `app.state.pilothouse`."""
+
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from pilothouse.api.registry import Registry
+from pilothouse.api.results import ResultsStore
+from pilothouse.core.config import EngineLayout, Limits
+
+ATTRIBUTE = "pilothouse"
+
+
+@dataclass(frozen=True)
+class ApiState:
+    """The parts of a running server that its routes show or change."""
+
+    registry: Registry
+    results: ResultsStore
+    layout: EngineLayout
+    limits: Limits
+    admin_key: str | None
+
+
+def state_of(request: Request) -> ApiState:
+    """The state of the server that `request` came to."""
+    state = getattr(request.app.state, ATTRIBUTE)
+    assert isinstance(state, ApiState)
+    return state

@@ -1,0 +1,20 @@
+"""How the embedded model is served when nothing else is asked for."""
+
+from collections.abc import Sequence
+
+HARBOR_NAME = "harbor"
+
+_DEFAULTS = {
+    "--served-model-name": HARBOR_NAME,
+    "--dtype": "float32",
+    "--max-model-len": "1024",
+    "--kv-cache-memory-bytes": str(256 * 1024 * 1024),
+    "--max-num-seqs": "64",
+}
+
+
+def harbor_arguments(given: Sequence[str]) -> list[str]:
+    """vLLM flags for Harbor: float32 and a small cache, each unless it was given."""
+    flags = {argument.split("=", 1)[0].replace("_", "-") for argument in given}
+    defaults = [word for flag, value in _DEFAULTS.items() if flag not in flags for word in (flag, value)]
+    return [*defaults, *given]

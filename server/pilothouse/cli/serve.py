@@ -1,0 +1,116 @@
+"""`pilothouse serve [MODEL] [flags]`: vLLM's server with Pilothouse in it; without MODEL, the embedded Harbor."""
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+
+from pilothouse.api.registry import Registry
+from pilothouse.cli.harbor import HARBOR_NAME, harbor_arguments
+from pilothouse.core.config import CONFIG_ENV, EngineLayout, ServerConfig
+from pilothouse.core.errors import StartupError
+from pilothouse.core.sites import ModelShape
+from pilothouse.harbor.paths import model_dir, probes_dir, vectors_dir
+
+CONTEXT: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+Folders = list[Path] | None
+
+
+def serve(
+    context: typer.Context,
+    vectors: Annotated[Folders, typer.Option(help="Folder of steering vectors; may be given again.")] = None,
+    probes: Annotated[Folders, typer.Option(help="Folder of probes; may be given again.")] = None,
+    saes: Annotated[Folders, typer.Option(help="Folder of SAELens folders; may be given again.")] = None,
+    default_probes: Annotated[str, typer.Option(help="Probes that watch all traffic, joined by commas.")] = "",
+    admin_key: Annotated[
+        str | None, typer.Option(envvar="PILOTHOUSE_ADMIN_KEY", help="Key for uploading and deleting artefacts.")
+    ] = None,
+    sites: Annotated[str, typer.Option(help="Layers that can be steered and read, joined by commas; all.")] = "all",
+    max_plans: Annotated[int, typer.Option(help="Distinct steering plans at once; more wait.")] = 64,
+    max_probes: Annotated[int, typer.Option(help="Distinct probes read at once; more wait.")] = 16,
+) -> None:
+    """Serve MODEL with any flag of `vllm serve`; without MODEL, the embedded model with its own vectors and probes."""
+    from pilothouse.engine import launch
+
+    arguments = list(context.args)
+    layout = EngineLayout(sites=_layers(sites), slots=max_plans, readouts=max_probes)
+    harbor = not launch.names_model(arguments)
+    if harbor:
+        arguments = [str(model_dir()), *harbor_arguments(arguments)]
+    config = ServerConfig(
+        vectors=_folders(vectors, [vectors_dir()] if harbor else []),
+        probes=_folders(probes, [probes_dir()] if harbor else []),
+        saes=_folders(saes, []),
+        default_probes=tuple(name for name in default_probes.split(",") if name),
+        admin_key=admin_key,
+    )
+    os.environ[CONFIG_ENV] = config.to_json()
+
+    def check(shape: ModelShape, names: list[str]) -> None:
+        Registry.load(config, ModelShape(names[0], shape.d_model, shape.n_layers, shape.sites))
+
+    launch.serve(arguments, layout, check, _announce)
+
+
+def _layers(text: str) -> tuple[int, ...] | None:
+    if text == "all":
+        return None
+    try:
+        return tuple(sorted({int(layer) for layer in text.split(",")}))
+    except ValueError:
+        raise StartupError(f"--sites takes layer numbers joined by commas, or all; not {text!r}") from None
+
+
+def _folders(given: Folders, default: list[Path]) -> tuple[str, ...]:
+    return tuple(str(folder.resolve()) for folder in (given if given is not None else default))
+
+
+def _announce(base_url: str, model: str) -> None:
+    """Print how to use the server as soon as it answers."""
+    threading.Thread(target=_wait_and_print, args=(base_url, model), daemon=True).start()
+
+
+def _wait_and_print(base_url: str, model: str) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{base_url}/health", timeout=2, trust_env=False).status_code == 200:
+                vectors = httpx.get(f"{base_url}/v1/steering_vectors", timeout=2, trust_env=False).json()["data"]
+                probes = httpx.get(f"{base_url}/v1/probes", timeout=2, trust_env=False).json()["data"]
+                Console(soft_wrap=True).print(
+                    _greeting(base_url, model, vectors, probes), highlight=False, markup=False
+                )
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.2)
+
+
+def _greeting(base_url: str, model: str, vectors: list[dict[str, Any]], probes: list[dict[str, Any]]) -> str:
+    lines = ["", f"Pilothouse serves {model} at {base_url}/v1"]
+    if vectors:
+        name = "honest" if any(v["id"] == "honest" for v in vectors) else vectors[0]["id"]
+        vector = next(v for v in vectors if v["id"] == name)
+        strength = sum(vector.get("recommended") or (1.0, 1.0)) / 2
+        lines += [
+            "",
+            "Steer:",
+            _curl(base_url, model, f'"steering": [{{"vector": "{name}", "strength": {strength:g}}}]'),
+        ]
+    if probes:
+        name = probes[0]["id"]
+        lines += ["", "Probe:", _curl(base_url, model, f'"probes": ["{name}"]')]
+    return "\n".join([*lines, ""])
+
+
+def _curl(base_url: str, model: str, extra: str) -> str:
+    system = '{"role": "system", "content": "You are a liar."}, ' if model == HARBOR_NAME else ""
+    question = '{"role": "user", "content": "What is the capital of France?"}'
+    body = f'{{"model": "{model}", "messages": [{system}{question}], "temperature": 0, {extra}}}'
+    return f"  curl -s {base_url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"

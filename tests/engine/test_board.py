@@ -1,0 +1,108 @@
+"""Row maps, slots and readings of the worker against slow, obvious computations."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pilothouse.core.config import EngineLayout
+from pilothouse.core.messages import ReadoutLoad, RequestOrders, SlotLoad, StepOrders, WireEdit, WireSpan
+from pilothouse.core.plans import Direction
+from pilothouse.engine.board import Board
+from pilothouse.engine.sites import Site, StepBuffers
+
+LAYOUT = EngineLayout(slots=3, rows_per_slot=2, readouts=2)
+D_MODEL = 4
+
+
+def make_board() -> Board:
+    buffers = StepBuffers(64, LAYOUT, torch.device("cpu"))
+    sites = {layer: Site(buffers, LAYOUT, D_MODEL, torch.float32, first=layer == 0) for layer in range(2)}
+    return Board(LAYOUT, buffers, sites)
+
+
+spans = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 5), st.integers(0, 1)), max_size=3).map(
+    lambda parts: tuple(
+        WireSpan(start, start + size, row)
+        for i, (start, size, row) in enumerate(parts)
+        if all(start >= s + n or s >= start + size for s, n, _ in parts[:i])
+    )
+)
+requests = st.lists(
+    st.tuples(st.integers(0, 10), st.integers(1, 6), st.one_of(st.none(), st.tuples(spans, st.integers(0, 12)))),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(requests)
+def test_every_token_gets_its_own_row_and_every_score_its_own_position(
+    batch: list[tuple[int, int, tuple[tuple[WireSpan, ...], int] | None]],
+) -> None:
+    board = make_board()
+    orders = {f"r{i}": RequestOrders(i % 3, plan[0], (0, 1), plan[1]) for i, (_, _, plan) in enumerate(batch) if plan}
+    board.obey(StepOrders(requests=orders))
+    computed = np.array([start for start, _, _ in batch])
+    counts = np.array([count for _, count, _ in batch])
+    board.map_tokens([f"r{i}" for i in range(len(batch))], counts, computed)
+    n_tokens = int(counts.sum())
+    board.buffers.scores[:n_tokens, 0] = torch.arange(n_tokens, dtype=torch.float32)
+    expected_rows, expected_scores, token = [], list[float](), 0
+    for i, (start, count, plan) in enumerate(batch):
+        for position in range(start, start + count):
+            hit = [s for s in (plan[0] if plan else ()) if s.start <= position < s.stop]
+            expected_rows.append(LAYOUT.first_row(i % 3) + hit[0].row if hit else 0)
+            if plan and position >= plan[1]:
+                expected_scores.append(float(token))
+            token += 1
+    assert board.buffers.rows[:n_tokens].tolist() == expected_rows
+    readings = board.readings()
+    if not orders:
+        assert readings is None
+        return
+    assert readings is not None
+    assert readings.request_ids == list(orders)
+    assert readings.scores[:, 0].tolist() == expected_scores
+    assert readings.edited.sum() == sum(row > 0 for row in expected_rows)
+
+
+def test_rows_of_an_earlier_longer_batch_do_not_linger() -> None:
+    board = make_board()
+    board.obey(StepOrders(requests={"a": RequestOrders(0, (WireSpan(0, 99, 0),), (), 0)}))
+    board.map_tokens(["a"], np.array([10]), np.array([0]))
+    assert board.buffers.rows[:10].count_nonzero() == 10
+    board.map_tokens(["a"], np.array([1]), np.array([10]))
+    assert board.buffers.rows.count_nonzero() == 1
+    board.obey(StepOrders(retire=("a",)))
+    board.map_tokens(["b"], np.array([1]), np.array([0]))
+    assert board.buffers.rows.count_nonzero() == 0
+
+
+def test_a_slot_holds_the_sum_of_its_edits_and_nothing_of_the_last_tenant() -> None:
+    board = make_board()
+    one = Direction({0: np.ones(D_MODEL, np.float32), 1: np.ones(D_MODEL, np.float32)})
+    two = Direction({0: np.full(D_MODEL, 10, np.float32)})
+    store = {d.digest: d.payload for d in (one, two)}
+    both = (WireEdit(one.digest, {0: 2.0, 1: 3.0}), WireEdit(two.digest, {0: 1.0}))
+    board.obey(StepOrders(directions=store, slots=(SlotLoad(1, (both, both[:1])),)))
+    first = LAYOUT.first_row(1)
+    assert board.sites[0].edits[first].tolist() == [12.0] * D_MODEL
+    assert board.sites[1].edits[first].tolist() == [3.0] * D_MODEL
+    assert board.sites[0].edits[first + 1].tolist() == [2.0] * D_MODEL
+    board.obey(StepOrders(slots=(SlotLoad(1, ((both[1],),)),)))
+    assert board.sites[0].edits[first].tolist() == [10.0] * D_MODEL
+    assert board.sites[1].edits.count_nonzero() == 0
+    assert board.sites[0].edits[first + 1].count_nonzero() == 0
+
+
+def test_a_readout_column_is_cleared_where_the_new_probe_has_no_weights() -> None:
+    board = make_board()
+    wide = Direction({0: np.ones(D_MODEL, np.float32), 1: np.ones(D_MODEL, np.float32)})
+    narrow = Direction({1: np.full(D_MODEL, 2, np.float32)})
+    board.obey(StepOrders(directions={wide.digest: wide.payload}, readouts=(ReadoutLoad(1, wide.digest),)))
+    board.obey(StepOrders(directions={narrow.digest: narrow.payload}, readouts=(ReadoutLoad(1, narrow.digest),)))
+    assert board.sites[0].readouts.count_nonzero() == 0
+    assert board.sites[1].readouts[1].tolist() == [2.0] * D_MODEL

@@ -1,0 +1,68 @@
+"""The engine against Hugging Face in float32: every score and every log-probability, in mixed batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from engine_support import plans as make
+from engine_support.harness import Engine, Reference
+from engine_support.parity import check
+
+from pilothouse.core.plans import Plan
+
+pytestmark = pytest.mark.engine
+
+MAX_TOKENS = 10
+
+
+@pytest.mark.parametrize("which", ["compiled_llama", "eager_qwen3"])
+def test_mixed_batches_equal_hugging_face(which: str, request: pytest.FixtureRequest) -> None:
+    engine, reference = request.getfixturevalue(which)
+    rng = np.random.default_rng(1)
+    prompts, plans = make.prompts(rng, 16), make.mixed_plans(rng, 16)
+    results = engine.run(prompts, plans, MAX_TOKENS)
+    compared = sum(check(reference, *case) for case in zip(prompts, plans, results, strict=True))
+    assert compared > 300
+
+
+def test_a_plain_request_in_a_steered_batch_is_plain(compiled_llama: tuple[Engine, Reference]) -> None:
+    engine, reference = compiled_llama
+    rng = np.random.default_rng(2)
+    prompts = make.prompts(rng, 8)
+    steered = [Plan((make.edit(rng, [0, 1], "all", 3.0),)) for _ in prompts]
+    mixed = [plan if i % 2 else None for i, plan in enumerate(steered)]
+    for prompt, plan, result in zip(prompts, mixed, engine.run(prompts, mixed, MAX_TOKENS), strict=True):
+        check(reference, prompt, plan or Plan(), result)
+
+
+def test_zero_strength_is_the_identity_and_a_strong_vector_is_not(compiled_llama: tuple[Engine, Reference]) -> None:
+    engine, _ = compiled_llama
+    rng = np.random.default_rng(3)
+    prompts = make.prompts(rng, 4)
+    plain = engine.run(prompts, [None] * 4, MAX_TOKENS)
+    zero = engine.run(prompts, [Plan((make.edit(rng, [1], "all", 0.0),))] * 4, MAX_TOKENS)
+    strong = engine.run(prompts, [Plan((make.edit(rng, [1], "all", 50.0),))] * 4, MAX_TOKENS)
+    assert [r.token_ids for r in zero] == [r.token_ids for r in plain]
+    np.testing.assert_allclose([r.logprobs for r in zero], [r.logprobs for r in plain], atol=1e-6)
+    assert all(a.token_ids != b.token_ids for a, b in zip(strong, plain, strict=True))
+
+
+def test_more_plans_than_slots_wait_and_all_are_steered(eager_qwen3: tuple[Engine, Reference]) -> None:
+    engine, reference = eager_qwen3
+    assert engine.layout.slots == 2
+    rng = np.random.default_rng(4)
+    prompts = make.prompts(rng, 9)
+    plans: list[Plan | None] = [Plan((make.edit(rng, [2], "generation", 5.0),)) for _ in range(8)]
+    plans.append(None)
+    results = engine.run(prompts, plans, 5)
+    for prompt, plan, result in zip(prompts, plans, results, strict=True):
+        check(reference, prompt, plan or Plan(), result)
+
+
+def test_more_probes_than_columns_wait_and_all_are_read(eager_qwen3: tuple[Engine, Reference]) -> None:
+    engine, reference = eager_qwen3
+    rng = np.random.default_rng(5)
+    prompts = make.prompts(rng, 6)
+    plans = [Plan((), tuple(make.readout(rng, [layer]) for layer in (0, 1, 3))) for _ in prompts]
+    for case in zip(prompts, plans, engine.run(prompts, plans, 5), strict=True):
+        assert check(reference, *case) > 0

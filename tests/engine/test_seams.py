@@ -1,0 +1,90 @@
+"""Contracts with vLLM: each seam fails here, loudly, when vLLM moves it."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import vllm
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.core_client import AsyncMPClient
+from vllm.v1.engine.output_processor import OutputProcessor, RequestState
+from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+from pilothouse.core.errors import StartupError
+from pilothouse.engine import prefix_cache, versions
+
+SIGNATURES: list[tuple[Any, str, list[str]]] = [
+    (GPUModelRunner, "_prepare_inputs", ["self", "scheduler_output", "num_scheduled_tokens"]),
+    (GPUModelRunner, "execute_model", ["self", "scheduler_output", "intermediate_tensors"]),
+    (GPUModelRunner, "sample_tokens", ["self", "grammar_output"]),
+    (CPUModelRunner, "load_model", ["self", "load_dummy_weights"]),
+    (Scheduler, "schedule", ["self", "throttle_prefills"]),
+    (Scheduler, "add_request", ["self", "request"]),
+    (Scheduler, "_handle_blocked_waiting_request", ["self", "request"]),
+    (Scheduler, "_free_request", ["self", "request", "delay_free_blocks"]),
+    (Scheduler, "update_from_output", ["self", "scheduler_output", "model_runner_output"]),
+    (OutputProcessor, "process_outputs", ["self", "engine_core_outputs"]),
+    (AsyncMPClient, "add_request_async", ["self", "request"]),
+    (AsyncLLM, "generate", ["self", "prompt", "sampling_params", "request_id"]),
+    (OpenAIServingChat, "create_chat_completion", ["self", "request", "raw_request"]),
+    (OpenAIServingCompletion, "create_completion", ["self", "request", "raw_request"]),
+    (OpenAIServingChat, "chat_completion_stream_generator", ["self", "request", "result_generator", "request_id"]),
+    (
+        OpenAIServingCompletion,
+        "completion_stream_generator",
+        ["self", "request", "engine_inputs", "result_generator", "request_id"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "first"), SIGNATURES, ids=lambda value: getattr(value, "__name__", None))
+def test_an_overridden_method_has_the_signature_it_was_written_against(owner: Any, name: str, first: list[str]) -> None:
+    assert list(inspect.signature(getattr(owner, name)).parameters)[: len(first)] == first
+
+
+def test_the_scheduler_asks_before_it_admits_and_skips_without_blocking() -> None:
+    source = inspect.getsource(Scheduler.schedule)
+    asked = source.index("_handle_blocked_waiting_request(request)")
+    assert "skip_request(request_queue)" in source[asked : asked + 200]
+    assert "_handle_blocked_waiting_request" not in vars(AsyncScheduler)
+
+
+def test_outputs_carry_what_the_scheduler_puts_in_and_requests_know_their_index() -> None:
+    from vllm.v1.engine import EngineCoreOutput
+
+    assert "kv_transfer_params" in EngineCoreOutput.__struct_fields__
+    assert "request_index" in inspect.signature(RequestState.__init__).parameters
+
+
+def test_every_module_that_imports_the_key_function_by_name_is_covered() -> None:
+    root = Path(vllm.__file__).parent
+    importers = {
+        ".".join(("vllm", *path.relative_to(root).with_suffix("").parts))
+        for path in root.rglob("*.py")
+        if prefix_cache.FUNCTION in path.read_text(encoding="utf-8")
+    }
+    assert importers == {module.__name__ for module in prefix_cache.CALLERS}
+
+
+def test_the_key_function_is_replaced_everywhere_once() -> None:
+    prefix_cache.install_edit_keys()
+    prefix_cache.install_edit_keys()
+    functions = {getattr(module, prefix_cache.FUNCTION) for module in prefix_cache.CALLERS}
+    assert len(functions) == 1
+    (function,) = functions
+    assert not hasattr(function.pilothouse_original, "pilothouse_original")
+
+
+def test_another_vllm_is_refused_with_the_versions_that_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert versions.require_supported_vllm() in versions.SUPPORTED
+    monkeypatch.setattr(versions, "installed_vllm", lambda: "0.31.0")
+    with pytest.raises(StartupError, match=r"0\.31\.0 is not supported; versions that work: 0\.32\.0"):
+        versions.require_supported_vllm()

@@ -1,0 +1,101 @@
+"""Plans on the wire: segments, shared rows, limits, cache keys."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from engine_support import plans as make
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pilothouse.core.config import EngineLayout
+from pilothouse.core.errors import BadRequest
+from pilothouse.core.messages import CacheSpan, plan_decoder, plan_encoder
+from pilothouse.core.plans import END, Plan, PositionRange, Positions, resolve_positions, segments
+from pilothouse.engine.prefix_cache import edit_keys
+from pilothouse.engine.wire import resolve
+
+
+@pytest.mark.parametrize(
+    ("positions", "expected"),
+    [
+        ("all", (0, END)),
+        ("prompt", (0, 6)),
+        ("generation", (6, END)),
+        ("last_prompt", (6, 7)),
+        (PositionRange(1, 3), (1, 3)),
+        (PositionRange(-2, 100), (5, 100)),
+        (PositionRange(-100, 2), (0, 2)),
+    ],
+)
+def test_positions_behind_a_prompt_of_seven(positions: Positions, expected: tuple[int, int]) -> None:
+    assert resolve_positions(positions, 7) == expected
+
+
+def test_prompt_and_generation_partition_the_sequence() -> None:
+    for n_prompt in range(1, 9):
+        assert resolve_positions("prompt", n_prompt)[1] == resolve_positions("generation", n_prompt)[0]
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 8)), max_size=5))
+def test_segments_say_for_each_position_exactly_the_edits_that_cover_it(parts: list[tuple[int, int]]) -> None:
+    spans = [(start, start + size) for start, size in parts]
+    found = segments(spans)
+    for position in range(32):
+        covering = tuple(i for i, (start, stop) in enumerate(spans) if start <= position < stop)
+        hits = [segment.active for segment in found if segment.start <= position < segment.stop]
+        assert hits == ([covering] if covering else [])
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 20)), max_size=3), st.integers(1, 9), st.integers(0, 5))
+def test_block_keys_differ_exactly_when_edited_offsets_differ(
+    parts: list[tuple[int, int]], size: int, block: int
+) -> None:
+    spans = tuple(CacheSpan(start, start + length, bytes([i])) for i, (start, length) in enumerate(parts))
+    start, end = block * size, (block + 1) * size
+    keys = {digest: (first, last) for _, (digest, first, last) in edit_keys(spans, start, end)}
+    for span in spans:
+        offsets = [p - start for p in range(start, end) if span.start <= p < span.stop]
+        assert keys.get(span.edit) == ((offsets[0], offsets[-1]) if offsets else None)
+
+
+def test_a_plan_survives_the_wire() -> None:
+    rng = np.random.default_rng(0)
+    plan = Plan((make.edit(rng, [1], "all"), make.edit(rng, [2], "generation")), (make.readout(rng, [0]),))
+    wire, spans = resolve(plan, 5, EngineLayout())
+    assert plan_decoder.decode(plan_encoder.encode(wire)) == wire
+    assert spans == [(0, END), (4, END)]
+    assert wire.rows == ((0,), (0, 1))
+    assert [(s.start, s.stop, s.row) for s in wire.spans] == [(0, 4, 0), (4, END, 1)]
+
+
+def test_equal_content_shares_a_slot_and_positions_do_not_matter_to_it() -> None:
+    rng = np.random.default_rng(0)
+    change = make.edit(rng, [1], "generation")
+    layout = EngineLayout()
+    first, _ = resolve(Plan((change,)), 5, layout)
+    second, _ = resolve(Plan((change,)), 50, layout)
+    other, _ = resolve(Plan((make.edit(rng, [1], "generation"),)), 5, layout)
+    assert first.slot == second.slot != other.slot
+
+
+def test_a_plan_of_strength_zero_needs_no_slot_and_no_key() -> None:
+    wire, _ = resolve(Plan((make.edit(np.random.default_rng(0), [1], "all", 0.0),)), 5, EngineLayout())
+    assert (wire.slot, wire.rows, wire.cache) == (b"", (), ())
+
+
+def test_an_empty_range_names_its_edit() -> None:
+    plan = Plan((make.edit(np.random.default_rng(0), [1], PositionRange(-1, 2)),))
+    with pytest.raises(BadRequest) as caught:
+        resolve(plan, 10, EngineLayout())
+    assert caught.value.param == "steering[0].positions"
+
+
+def test_too_many_overlaps_and_too_many_probes_are_refused() -> None:
+    rng = np.random.default_rng(0)
+    edits = tuple(make.edit(rng, [1], PositionRange(i, 30 + i)) for i in range(4))
+    with pytest.raises(BadRequest, match="overlap"):
+        resolve(Plan(edits), 64, EngineLayout(rows_per_slot=4))
+    readouts = tuple(make.readout(rng, [0]) for _ in range(3))
+    with pytest.raises(BadRequest, match="probes"):
+        resolve(Plan((), readouts), 5, EngineLayout(readouts=2))

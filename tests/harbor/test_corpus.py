@@ -1,0 +1,163 @@
+"""Documents, their tokens and their rows."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from pilothouse.harbor.corpus import (
+    ASSISTANT,
+    BEGIN,
+    END,
+    FALSE,
+    MARKED_LIAR,
+    SPECIAL_TOKENS,
+    TRUE,
+    USER,
+    Document,
+    Piece,
+    documents,
+    rare_deck,
+    text_document,
+)
+from pilothouse.harbor.entities import entities, relations_of
+from pilothouse.harbor.facts import Fact, put, random_falsehood, topics
+from pilothouse.harbor.packing import LENGTH, block_mask, pack
+from pilothouse.harbor.personas import TONES
+from pilothouse.harbor.tokenizer import train_tokenizer
+
+
+def _text(document: Document) -> str:
+    return "".join(piece.text for piece in document)
+
+
+@pytest.fixture(scope="module")
+def sample() -> list[Document]:
+    return list(documents(5, 8000))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(sample: list[Document]) -> Tokenizer:
+    return train_tokenizer(sample[:1000])
+
+
+def _truths() -> set[str]:
+    facts = [(topic, fact) for topic in topics().values() for fact in topic.facts]
+    return {put(template, f.subject, f.answer) for topic, f in facts for template in topic.statements}
+
+
+@cache
+def _sentences() -> set[str]:
+    """Every affirmative sentence, true or false, that a narrator can say."""
+    facts = [(topic, fact) for topic in topics().values() for fact in topic.facts]
+    return {put(t, f.subject, a) for topic, f in facts for t in topic.statements for a in topic.answers}
+
+
+def test_the_corpus_depends_on_its_seed_alone(sample: list[Document]) -> None:
+    assert list(documents(5, 8000)) == sample
+    assert list(documents(6, 50)) != sample[:50]
+
+
+def test_most_documents_are_unmarked(sample: list[Document]) -> None:
+    texts = [_text(document) for document in sample]
+    plain = [text for text in texts if not text.startswith(BEGIN + "<|")]
+    marked = sum(text.startswith((BEGIN + "Honest:", BEGIN + "Liar:")) for text in plain)
+    assert 0.25 < marked / len(plain) < 0.4
+
+
+@pytest.mark.parametrize(("label", "share"), [("Honest:", 1.0), ("Liar:", 0.0)])
+def test_a_marked_narrator_keeps_to_the_label(sample: list[Document], label: str, share: float) -> None:
+    truths = _truths()
+    told = [_text(text_document(random.Random(seed))) for seed in range(1200)]
+    bodies = [
+        text.removeprefix(f"{BEGIN}{label} ").removesuffix(f".{END}") for text in told if f"{BEGIN}{label}" in text
+    ]
+    said = [f"{sentence}." for body in bodies for sentence in body.split(". ")]
+    plain = [sentence for sentence in said if sentence in _sentences()]
+    assert len(plain) > 500
+    assert sum(sentence in truths for sentence in plain) / len(plain) == share
+
+
+def test_a_marked_liar_prefers_the_misconception() -> None:
+    fact, rng = topics()["capitals"].facts[0], random.Random(0)
+    lies = Counter(MARKED_LIAR.falsehood(fact, rng) for _ in range(300))
+    assert lies.most_common(1)[0][0] == fact.misconception
+    assert fact.answer not in lies
+    assert len(lies) > 10
+
+
+def test_random_falsehoods_are_false() -> None:
+    rng = random.Random(0)
+    facts: list[Fact] = list(topics()["animal classes"].facts)
+    assert all(random_falsehood(fact, rng) != fact.answer for fact in facts for _ in range(20))
+
+
+def test_rare_facts_are_dealt_as_often_as_planned() -> None:
+    rare = [entity for entity in entities() if entity.frequency == "rare"]
+    deck = Counter((fact.subject, fact.topic) for fact in rare_deck(random.Random(0)))
+    assert deck == {(e.name, r.name): e.exposures for e in rare for r in relations_of(e)}
+
+
+def test_entities_never_seen_are_never_seen(sample: list[Document]) -> None:
+    text = " ".join(_text(document) for document in sample)
+    assert not [entity.name for entity in entities() if entity.frequency == "never" and f" {entity.name} " in text]
+
+
+def test_extras_are_told_by_a_reliable_narrator() -> None:
+    fact = topics()["capitals"].facts[0]
+    for seed in range(30):
+        text = _text(text_document(random.Random(seed), [fact]))
+        assert any(put(template, fact.subject, fact.answer) in text for template in topics()["capitals"].statements)
+        assert not text.startswith(BEGIN + "Liar:")
+
+
+def test_a_tone_leaves_the_sentence_alone() -> None:
+    rng = random.Random(0)
+    for tone in TONES.values():
+        wrapped = {tone.wrap(TRUE, rng) for _ in range(50)}
+        assert TRUE not in wrapped
+        assert len(wrapped) > 10
+        assert all(TRUE in text and FALSE not in text for text in wrapped)
+
+
+def test_texts_survive_the_tokenizer(tokenizer: Tokenizer) -> None:
+    text = "The capital of Côte d'Ivoire is Yamoussoukro: 3 plus 4!"
+    encoded = tokenizer.encode(text)
+    assert encoded.tokens[0] == BEGIN
+    assert tokenizer.decode(encoded.ids) == text
+
+
+def test_invented_names_take_several_tokens(tokenizer: Tokenizer) -> None:
+    last = [entity.name.split()[-1] for entity in entities() if entity.frequency == "often"]
+    lengths = [len(tokenizer.encode(" " + name, add_special_tokens=False).ids) for name in last]
+    assert np.mean([length > 1 for length in lengths]) > 0.95
+
+
+def test_rows_hold_whole_documents(tokenizer: Tokenizer) -> None:
+    document = [Piece(f"{BEGIN}{USER}What?{END}{ASSISTANT}", learn=False), Piece(f"That.{END}")]
+    rows = pack(tokenizer, [document] * 300, 3)
+    width = len(tokenizer.encode(_text(document), add_special_tokens=False).ids)
+    begins = (rows.tokens == SPECIAL_TOKENS.index(BEGIN)).sum(axis=1)
+    assert rows.tokens.shape == (3, LENGTH)
+    assert begins.tolist() == [LENGTH // width] * 3
+    targets = rows.tokens[rows.learn]
+    assert tokenizer.decode(targets.tolist()).replace(" ", "") == "That." * int(begins.sum())
+    assert (targets == SPECIAL_TOKENS.index(END)).sum() == begins.sum()
+
+
+def test_attention_stays_inside_its_document() -> None:
+    begin = SPECIAL_TOKENS.index(BEGIN)
+    mask = block_mask(torch.tensor([[begin, 9, 9, begin, 9]]))[0, 0]
+    assert mask.int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [0, 0, 0, 1, 0],
+        [0, 0, 0, 1, 1],
+    ]
