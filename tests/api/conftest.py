@@ -3,13 +3,11 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
 import pytest
 import pytest_asyncio
-
-from tests.api.artefacts import write_all
-from tests.api.client import Client
-from tests.api.fake_engine import FakeServer
+from api_support.artefacts import write_all
+from api_support.client import Client, connect
+from api_support.fake_engine import FakeServer
 
 
 @pytest.fixture
@@ -21,8 +19,3 @@ def server(tmp_path: Path) -> FakeServer:
 async def client(server: FakeServer) -> AsyncIterator[Client]:
     async with connect(server) as http:
         yield Client(http)
-
-
-def connect(server: FakeServer) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(server.app)
-    return httpx.AsyncClient(transport=transport, base_url="http://pilothouse")

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pilothouse.core.plans import END, digest_rows
+from api_support.artefacts import CALM_ROWS, HONEST_ROWS, SAE_DECODER
+from api_support.client import N_PROMPT as P
+from api_support.client import Client
 
-from tests.api.artefacts import CALM_ROWS, HONEST_ROWS, SAE_DECODER
-from tests.api.client import N_PROMPT as P
-from tests.api.client import Client
+from pilothouse.core.plans import END, digest_rows
 
 N = 13
 # positions -> the first and the end of the span, by the words of the contract
@@ -65,7 +65,11 @@ async def test_receipts_name_their_source(client: Client) -> None:
     row = np.arange(8, dtype="<f4")
     inline = {"layers": {"1": base64.b64encode(row.tobytes()).decode()}}
     choice = await client.choice(
-        steering=[{"vector": "calm"}, {"sae": "features", "feature": 2, "strength": 2}, {"inline": inline, "strength": -1}]
+        steering=[
+            {"vector": "calm"},
+            {"sae": "features", "feature": 2, "strength": 2},
+            {"inline": inline, "strength": -1},
+        ]
     )
     vector, sae, own = choice["steering"]
     assert (vector["vector"], vector["layers"], vector["coefficients"]) == ("calm", [3], {"3": 1.0})

@@ -5,19 +5,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pilothouse.core.sites import Float32
+from api_support.artefacts import EARLY, EARLY_ROWS, RISK, RISK_ROWS, TRUTH, TRUTH_ROWS
+from api_support.client import N_PROMPT, PROMPT, Client, strict_json
+from api_support.fake_engine import BOS, COMPLETIONS, answer, decode, encode, stream_at
+from api_support.reference import Stream, calibrated, logit, sigmoid, stats
 
-from tests.api.artefacts import EARLY, EARLY_ROWS, RISK, RISK_ROWS, TRUTH, TRUTH_ROWS
-from tests.api.client import N_PROMPT, PROMPT, Client, strict_json
-from tests.api.fake_engine import BOS, COMPLETIONS, answer, decode, encode, stream_at
-from tests.api.reference import Stream, calibrated, logit, sigmoid, stats
+from pilothouse.core.sites import Float32
 
 PROBES: dict[str, tuple[dict[str, Any], dict[str, Float32]]] = {
     "truthfulness": (TRUTH, TRUTH_ROWS),
     "risk": (RISK, RISK_ROWS),
     "early": (EARLY, EARLY_ROWS),
 }
-CLOSE = {"rel": 1e-4, "abs": 1e-4}
+
+
+def near(value: float) -> Any:
+    """The server computes in float32, the reference in float64."""
+    return pytest.approx(value, rel=1e-4, abs=1e-4)
 
 
 def stream_of(sequence: int) -> Stream:
@@ -32,9 +36,9 @@ def check_probe(name: str, shown: dict[str, Any], sequence: int, n_prompt: int, 
     wanted = stats(card, logits, prompt_end)
     assert list(shown["stats"]) == [*(k for k in wanted if k != "prompt_end"), "prompt_end"]
     for key, value in wanted.items():
-        assert shown["stats"][key] == (value if value is None else pytest.approx(value, **CLOSE)), key
+        assert shown["stats"][key] == (value if value is None else near(value)), key
     score = calibrated(card, wanted[card["aggregate"]])  # type: ignore[arg-type]
-    assert shown["score"] == pytest.approx(score, **CLOSE)
+    assert shown["score"] == near(score)
     past = score > card["threshold"] if card["alarm"] == "high" else score < card["threshold"]
     assert shown["flagged"] is past
     for key in ("label", "alarm", "aggregate", "threshold"):
@@ -52,8 +56,8 @@ def check_tokens(entries: list[dict[str, Any]], sequence: int, logits: list[floa
     assert [e["token"] for e in entries] == [decode(i) for i in ids]
     assert entries[-1] == {"token": decode(ids[-1]), "token_id": ids[-1], "logit": None, "score": None}
     for entry, wanted in zip(entries[:-1], logits, strict=True):
-        assert entry["logit"] == pytest.approx(wanted, **CLOSE)
-        assert entry["score"] == pytest.approx(sigmoid(wanted), **CLOSE)
+        assert entry["logit"] == near(wanted)
+        assert entry["score"] == near(sigmoid(wanted))
         assert "reason" not in entry
 
 
@@ -80,7 +84,9 @@ async def test_every_score_belongs_to_its_own_sequence(client: Client) -> None:
         check_probe("risk", choice["probes"]["risk"], choice["index"], n_prompt, 5)
 
 
-@pytest.mark.parametrize("fake", [{"ahead": True}, {"late": 2}, {"per_step": 4}, {"cached": 9}, {"ahead": True, "late": 9}])
+@pytest.mark.parametrize(
+    "fake", [{"ahead": True}, {"late": 2}, {"per_step": 4}, {"cached": 9}, {"ahead": True, "late": 9}]
+)
 async def test_how_the_engine_ran_changes_nothing(client: Client, fake: dict[str, Any]) -> None:
     body: dict[str, Any] = {"probes": {"names": list(PROBES), "tokens": True}, "max_tokens": 9}
     assert await client.choice(**body, fake=fake) == await client.choice(**body)
@@ -94,9 +100,11 @@ async def test_one_token_is_not_scored_but_the_prompts_end_is(client: Client) ->
     assert shown["reason"] == "one_generated_token"
     assert shown["flagged"] is False
     assert shown["n_scored"] == 0
-    assert shown["stats"].pop("prompt_end") == pytest.approx(prompt_end, **CLOSE)
+    assert shown["stats"].pop("prompt_end") == near(prompt_end)
     assert set(shown["stats"].values()) == {None}
-    assert shown["tokens"] == [{"token": shown["tokens"][0]["token"], "token_id": answer(0, 1)[0], "logit": None, "score": None}]
+    assert shown["tokens"] == [
+        {"token": shown["tokens"][0]["token"], "token_id": answer(0, 1)[0], "logit": None, "score": None}
+    ]
     # A probe that is read at the end of the prompt has its score all the same.
     assert choice["probes"]["early"]["score"] is not None
 
@@ -107,8 +115,8 @@ async def test_prompt_tokens(client: Client) -> None:
     assert [e["token_id"] for e in entries] == encode(PROMPT)
     assert entries[0] == {"token": decode(BOS), "token_id": BOS, "logit": None, "score": None, "reason": "bos"}
     for p, entry in enumerate(entries[1:], 1):
-        assert entry["logit"] == pytest.approx(logit(RISK_ROWS, stream_of(0), p), **CLOSE)
-        assert entry["score"] == pytest.approx(sigmoid(entry["logit"]), **CLOSE)
+        assert entry["logit"] == near(logit(RISK_ROWS, stream_of(0), p))
+        assert entry["score"] == near(sigmoid(entry["logit"]))
     assert entries[-1]["logit"] == choice["probes"]["risk"]["stats"]["prompt_end"]
     assert "tokens" not in choice["probes"]["risk"]
 
@@ -128,7 +136,7 @@ async def test_missing_and_impossible_readings_are_null_with_a_reason(client: Cl
     assert [e.get("reason") for e in shown["tokens"] if e["logit"] is None] == ["engine_gap"] * 3 + [None]
     assert shown["n_scored"] == 4
     left = [logit(RISK_ROWS, stream_of(0), N_PROMPT + j) for j in (0, 1, 3, 6)]
-    assert shown["stats"]["mean"] == pytest.approx(float(np.mean(left)), **CLOSE)
+    assert shown["stats"]["mean"] == near(float(np.mean(left)))
     assert all(math.isfinite(v) for v in shown["stats"].values() if v is not None)
 
 

@@ -4,11 +4,13 @@ import json
 from typing import Any
 
 import pytest
+from api_support.client import PROMPT, Client, choices_of
+from api_support.fake_engine import COMPLETIONS, MODEL, FakeServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.api.client import PROMPT, Client, choices_of
-from tests.api.fake_engine import COMPLETIONS, MODEL, FakeServer
+from pilothouse.api.plans import Ask
+from pilothouse.api.session import Session
 
 BOTH = {"names": ["truthfulness", "risk"], "tokens": True}
 
@@ -49,7 +51,8 @@ def check_stream(chunks: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize(
-    "fake", [{}, {"late": 2}, {"late": 50}, {"per_step": 3}, {"per_step": 50}, {"per_step": 3, "late": 1, "ahead": True}]
+    "fake",
+    [{}, {"late": 2}, {"late": 50}, {"per_step": 3}, {"per_step": 50}, {"per_step": 3, "late": 1, "ahead": True}],
 )
 @pytest.mark.parametrize("logprobs", [False, True])
 async def test_scores_stream_behind_their_tokens(client: Client, fake: dict[str, Any], logprobs: bool) -> None:
@@ -102,11 +105,18 @@ async def test_delta_holds_nothing_of_ours(client: Client) -> None:
 
 async def test_a_stream_without_our_fields_is_untouched(client: Client) -> None:
     plain = await client.events()
-    assert all("prob" not in event and "steering" not in event for event in plain)
+    assert all('"probe' not in event and "steering" not in event for event in plain)
     probed = await client.events(probes=["risk"])
     assert probed[:-3] == plain[:-3]
     assert probed[-2:] == plain[-2:]
     assert probed[-3] != plain[-3]
+
+
+async def test_a_hole_holds_scores_back_until_the_finish(client: Client) -> None:
+    chunks = await client.chunks(probes=BOTH, max_tokens=6, fake={"lost": [2]})
+    blocks = [chunk["probe_scores"]["risk"] for chunk in chunks if "probe_scores" in chunk]
+    assert [block["start"] for block in blocks] == [0, 1, 2]
+    assert [x is None for x in blocks[-1]["logits"]] == [True, False, False, True]
 
 
 async def test_words_of_the_model_are_not_mistaken_for_keys(server: FakeServer) -> None:
@@ -119,10 +129,8 @@ async def test_words_of_the_model_are_not_mistaken_for_keys(server: FakeServer) 
 
 @given(st.text())
 def test_errors_and_foreign_events_pass_through(text: str) -> None:
-    from pilothouse.api.plans import Ask
-    from pilothouse.api.session import Session
-
     session = Session(Ask(steering_given=True), "", "", None)  # type: ignore[arg-type]
-    for body in ({"error": {"message": text}}, {"choices": [], "usage": {}}):
+    bodies: list[dict[str, Any]] = [{"error": {"message": text}}, {"choices": [], "usage": {}}]
+    for body in bodies:
         event = f"data: {json.dumps(body)}\n\n"
         assert session.rewrite_event(event) is event

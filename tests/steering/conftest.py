@@ -23,6 +23,7 @@ class CharacterSource:
         self.directions = directions
         self.noise = noise
         self.batch_sizes: list[int] = []
+        self.prompts: list[Sequence[int]] = []
 
     def encode(self, item: str | Sequence[Mapping[str, str]], add_generation_prompt: bool = False) -> list[int]:
         if isinstance(item, str):
@@ -32,6 +33,7 @@ class CharacterSource:
 
     def read(self, prompts: Sequence[Sequence[int]], layers: Sequence[int]) -> list[dict[int, Float32]]:
         self.batch_sizes.append(len(prompts))
+        self.prompts.extend(prompts)
         return [{layer: self.stream(prompt, layer) for layer in layers} for prompt in prompts]
 
     def stream(self, prompt: Sequence[int], layer: int) -> Float32:

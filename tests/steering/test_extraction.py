@@ -10,8 +10,14 @@ from pilothouse.core.errors import ArtefactError
 from pilothouse.core.sites import Float32, ModelShape
 from pilothouse.steering import ContrastPair, extract_mean_difference, load_pairs, load_vector, save_vector
 
+
+def f32(numbers: Any) -> Float32:
+    return np.array(numbers, dtype=np.float32)
+
+
 MakeSource = Callable[..., Any]
-DIRECTIONS = {0: np.float32([1, 0, 0, 0]), 2: np.float32([0, 3, 0, -4])}
+ANSWER = 2
+DIRECTIONS = {0: f32([1, 0, 0, 0]), 2: f32([0, 3, 0, -4])}
 
 
 def chat(*turns: tuple[str, str]) -> list[dict[str, str]]:
@@ -68,16 +74,11 @@ def test_of_a_chat_the_answers_tokens_count_and_not_the_template(
 
 
 def test_a_chat_without_an_answer_is_read_where_the_answer_begins(make_source: MakeSource) -> None:
-    class Recorder:
-        seen: list[list[int]]
-
     source = make_source(DIRECTIONS)
-    read = source.read
-    source.read = lambda prompts, layers: (setattr(Recorder, "seen", list(prompts)), read(prompts, layers))[1]
     vector = extract_mean_difference(
         source, [pair(chat(("user", "+")), chat(("user", "-")))], name="q", layers=[0], token="mean"
     )
-    assert all(prompt[-1] == 2 for prompt in Recorder.seen)
+    assert [prompt[-1] for prompt in source.prompts] == [ANSWER, ANSWER]
     assert vector.direction.layers[0].tolist() == [2, 0, 0, 0]
 
 
@@ -98,6 +99,7 @@ def test_the_card_says_where_the_vector_came_from(make_source: MakeSource, tmp_p
     save_vector(vector, tmp_path / "p.safetensors")
     loaded = load_vector(tmp_path / "p.safetensors")
     assert loaded.digest == vector.digest
+    assert loaded.card == vector.card
     assert (loaded.method, loaded.model) == ("mean_difference", "org/character-model")
     assert (loaded.card["n_pairs"], loaded.card["token"]) == (1, "last")
     assert loaded.card["dataset"].startswith("sha256:")
@@ -139,7 +141,7 @@ def test_what_cannot_be_extracted_is_refused_before_anything_is_read(
 
 
 def test_a_stream_that_is_not_finite_is_refused(make_source: MakeSource) -> None:
-    source = make_source({0: np.float32([np.inf, 0, 0, 0])})
+    source = make_source({0: f32([np.inf, 0, 0, 0])})
     with np.errstate(invalid="ignore"), pytest.raises(ArtefactError, match="NaN"):
         extract_mean_difference(source, [pair("a+", "a-")], name="v", layers=None, token="last")
 
@@ -147,7 +149,10 @@ def test_a_stream_that_is_not_finite_is_refused(make_source: MakeSource) -> None
 def test_pairs_are_read_line_by_line(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     messages = chat(("user", "hi"), ("assistant", "hello"))
-    lines = [{"positive": "yes\u2028or", "negative": "no", "topic": "t", "split": "train"}, {"positive": messages, "negative": "x"}]
+    lines = [
+        {"positive": "yes\u2028or", "negative": "no", "topic": "t", "split": "train"},
+        {"positive": messages, "negative": "x"},
+    ]
     path.write_text("\n\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n")
     first, second = load_pairs(path)
     assert (first.positive, first.topic, first.split) == ("yes\u2028or", "t", "train")

@@ -1,5 +1,6 @@
 import base64
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +9,13 @@ from hypothesis import strategies as st
 
 from pilothouse.core.errors import BadRequest
 from pilothouse.core.plans import digest_rows
-from pilothouse.core.sites import ModelShape
+from pilothouse.core.sites import Float32, ModelShape
 from pilothouse.steering import decode_inline
+
+
+def f32(numbers: Any) -> Float32:
+    return np.array(numbers, dtype=np.float32)
+
 
 SHAPE = ModelShape("org/tiny", 4, 6, (0, 1, 2, 3, 5))
 
@@ -21,7 +27,7 @@ def encode(*numbers: float) -> str:
 def test_rows_arrive_as_they_were_sent() -> None:
     direction = decode_inline({"3": encode(1, 2, 3, 4), "0": encode(0, -0.5, 0, 0)}, SHAPE, "steering[0].inline")
     assert {layer: row.tolist() for layer, row in direction.layers.items()} == {3: [1, 2, 3, 4], 0: [0, -0.5, 0, 0]}
-    assert direction.digest == digest_rows({0: np.float32([0, -0.5, 0, 0]), 3: np.float32([1, 2, 3, 4])})
+    assert direction.digest == digest_rows({0: f32([0, -0.5, 0, 0]), 3: f32([1, 2, 3, 4])})
 
 
 BAD = {

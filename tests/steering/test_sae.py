@@ -36,7 +36,9 @@ Make = Callable[..., tuple[Path, Any]]
 def make_sae(tmp_path: Path) -> Make:
     """An SAE folder as SAELens itself writes it, and the SAE that it wrote."""
 
-    def make(kind: str = "standard", name: str = "sae", metadata: dict[str, Any] = HOOK, **config: Any) -> tuple[Path, Any]:
+    def make(
+        kind: str = "standard", name: str = "sae", metadata: dict[str, Any] = HOOK, **config: Any
+    ) -> tuple[Path, Any]:
         sae_class, config_class, defaults = KINDS[kind]
         torch.manual_seed(7)
         cfg = config_class(
@@ -59,7 +61,10 @@ def edit(folder: Path, **changes: Any) -> None:
 
 def edit_weights(folder: Path, **tensors: torch.Tensor | None) -> None:
     weights = {**load_file(folder / "sae_weights.safetensors"), **tensors}
-    save_file({key: value.contiguous() for key, value in weights.items() if value is not None}, folder / "sae_weights.safetensors")
+    save_file(
+        {key: value.contiguous() for key, value in weights.items() if value is not None},
+        folder / "sae_weights.safetensors",
+    )
 
 
 def added_by(sae: Any, feature: int, activation: float = 1.0) -> Any:
@@ -164,7 +169,7 @@ LEGACY: dict[str, Any] = {
 
 
 def test_flat_configurations_from_before_version_6(make_sae: Make) -> None:
-    folder, written = make_sae()
+    folder, _ = make_sae()
     (folder / "cfg.json").write_text(json.dumps(LEGACY))
     sae = load_sae(folder)
     assert (sae.layer, sae.model, sae.architecture) == (3, "gpt2-small", "standard")

@@ -86,7 +86,7 @@ def test_saving_and_loading_is_the_identity(
         site="resid_post",
         method="by hand",
         default_layers=(min(rows),),
-        resid_norm={layer: 1.5 for layer in rows},
+        resid_norm=dict.fromkeys(rows, 1.5),
         recommended=(0.5, 4.0),
         card=extra,
     )
@@ -102,7 +102,7 @@ def test_saving_and_loading_is_the_identity(
 
 
 GOOD = np.ones(4, np.float32)
-BAD_TENSORS = {
+BAD_TENSORS: dict[str, dict[str, Any]] = {
     "no layers": {},
     "nan": {"layer.0": np.array([1, np.nan], np.float32)},
     "inf": {"layer.0": np.array([1, -np.inf], np.float32)},
@@ -141,7 +141,7 @@ BAD_CARDS: dict[str, dict[str, Any]] = {
     "norm is negative": {"resid_norm": {"0": -1.0}},
     "recommended backwards": {"recommended": [3, 1]},
     "recommended thrice": {"recommended": [1, 2, 3]},
-} | {f"name {name!r}": {"name": name} for name in ("", "a/b", "../a", "a+b", ".a", "a b", "a\n", "ä", "a" * 129, 7)}
+    **{f"name {name!r}": {"name": name} for name in ("", "a/b", "../a", "a+b", ".a", "a b", "a\n", "ä", "a" * 129, 7)}
 
 
 @pytest.mark.parametrize("card", BAD_CARDS.values(), ids=BAD_CARDS)
@@ -174,7 +174,9 @@ def test_any_bytes_end_in_an_artefact_error(data: bytes) -> None:
         vector_from_bytes(data)
 
 
-@given(edits=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=4), cut=st.integers(0, 60))
+@given(
+    edits=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=4), cut=st.integers(0, 60)
+)
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_damaged_file_is_refused_or_still_a_sound_vector(edits: list[tuple[int, int]], cut: int) -> None:
     data = bytearray(a_file({"layer.0": GOOD, "layer.1": GOOD}, resid_norm={"0": 2.5}, recommended=[1, 2]))
@@ -192,7 +194,10 @@ def test_a_folder_is_loaded_by_name(write_file: Write, tmp_path: Path) -> None:
     write_file(name="one.safetensors")
     write_file(name="two.safetensors", card={**CARD, "name": "kind"})
     (tmp_path / "notes.txt").write_text("not a vector")
-    assert {name: vector.name for name, vector in load_vectors(tmp_path).items()} == {"honest": "honest", "kind": "kind"}
+    assert {name: vector.name for name, vector in load_vectors(tmp_path).items()} == {
+        "honest": "honest",
+        "kind": "kind",
+    }
 
 
 def test_two_files_of_one_name_are_refused(write_file: Write, tmp_path: Path) -> None:

@@ -65,7 +65,9 @@ def calibrate(calibration: Platt | Isotonic | None, logits: npt.ArrayLike) -> Fl
 
 def sigmoid(logits: Float64) -> Float64:
     """1 / (1 + exp(-logits)) without overflow."""
-    return np.asarray(np.exp(-np.logaddexp(0.0, -logits)), dtype=np.float64)
+    # NaN is expected here: it stands for what was not scored.
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.exp(-np.logaddexp(0.0, -logits)), dtype=np.float64)
 
 
 def fit_platt(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Platt:

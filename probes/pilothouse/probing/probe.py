@@ -52,9 +52,8 @@ class Probe:
         The folded row enters as rounded to float32, so that its rounding cancels where the stream is near the mean.
         """
         rows = self.direction.layers
-        return self.bias - sum(
-            float(mean.astype(np.float64) @ rows[layer].astype(np.float64)) for layer, mean in self.mean.items()
-        )
+        parts = (self.mean[layer].astype(np.float64) @ rows[layer].astype(np.float64) for layer in sorted(self.mean))
+        return self.bias - float(sum(parts))
 
     @cached_property
     def version(self) -> str:

@@ -21,6 +21,7 @@ from pilothouse.probing.statements import LabelledItem
 
 DEFAULT_THRESHOLD = 0.5
 HISTOGRAM_BINS = 20
+N_CONTROLS = 5
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,13 @@ class _Material:
     def at(self, layers: Sequence[int]) -> "_Material":
         return replace(self, features={layer: self.features[layer] for layer in layers})
 
-    def fit(self, rows: npt.NDArray[np.int64], labels: Labels) -> tuple[Standardiser, LinearFit]:
-        """Fit the method on the items `rows`, `labels` being those of all items."""
+    def fit(self, rows: npt.NDArray[np.int64]) -> tuple[Standardiser, LinearFit]:
+        """Fit the method on the items `rows`."""
         standardiser = Standardiser.fit(self.features, rows)
         topics = [self.items[i].topic for i in rows]
-        return standardiser, fit_direction(self.method, standardiser.apply(self.features, rows), labels[rows], topics)
+        return standardiser, fit_direction(
+            self.method, standardiser.apply(self.features, rows), self.labels[rows], topics
+        )
 
     def judge(self, fitted: tuple[Standardiser, LinearFit], rows: npt.NDArray[np.int64]) -> float:
         """AUROC of a fit on the items `rows`, at the training token."""
@@ -114,13 +117,13 @@ def _sweep(material: _Material) -> dict[int, float]:
     found = {}
     for layer in material.features:
         alone = material.at([layer])
-        found[layer] = alone.judge(alone.fit(alone.splits.fit, alone.labels), alone.splits.select)
+        found[layer] = alone.judge(alone.fit(alone.splits.fit), alone.splits.select)
     return found
 
 
 def _fitted(material: _Material) -> dict[str, Any]:
     """Weights, bias, mean and std of a probe fitted on the training split."""
-    standardiser, fit = material.fit(material.splits.train, material.labels)
+    standardiser, fit = material.fit(material.splits.train)
     if material.method == "mass_mean":
         # A difference of means has no scale: held-out items give it the one on which it is a logit.
         rows = material.splits.calibrate
@@ -152,7 +155,8 @@ def _calibrated(probe: Probe, reader: ItemReader, material: _Material, provenanc
         "metrics": _metrics(material, scores, provenance["seed"]),
         "reference_histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
     }
-    return replace(probe, calibration=calibration, token_calibration=token_calibration, card=card)
+    probe = replace(probe, calibration=calibration, token_calibration=token_calibration, card=card)
+    return replace(probe, card=probe.full_card)
 
 
 def _aggregated_logits(probe: Probe, reader: ItemReader, items: Sequence[LabelledItem]) -> Float64:
@@ -165,20 +169,28 @@ def _aggregated_logits(probe: Probe, reader: ItemReader, items: Sequence[Labelle
 
 
 def _metrics(material: _Material, scores: Float64, seed: int) -> dict[str, Any]:
-    """On the `eval` split: AUROC, accuracy at 0.5, and what the same method makes of shuffled training labels.
-
-    A probe that does well although its labels are noise has learnt its items by heart (Hewitt & Liang, 2019).
-    """
+    """On the `eval` split: AUROC, accuracy at 0.5, and the AUROC of the same method on labels that mean nothing."""
     splits = material.splits
     truth = material.labels[splits.eval]
-    shuffled = material.labels.copy()
-    shuffled[splits.train] = np.random.default_rng(seed).permutation(shuffled[splits.train])
     return {
         "auroc": auroc(scores, truth),
         "accuracy": float(np.mean((scores >= 0.5) == (truth == 1))),
-        "control_auroc": material.judge(material.fit(splits.train, shuffled), splits.eval),
+        "control_auroc": float(np.mean([_control(material, seed + i) for i in range(N_CONTROLS)])),
         "n": {split: len(getattr(splits, split)) for split in ("train", "select", "calibrate", "eval")},
     }
+
+
+def _control(material: _Material, seed: int) -> float:
+    """AUROC when labels are shuffled within each split: far above 0.5 shows a method that scores well on anything.
+
+    The control task of Hewitt & Liang, Designing and Interpreting Probes with Control Tasks, 2019.
+    """
+    rng = np.random.default_rng(seed)
+    shuffled = material.labels.copy()
+    for rows in (material.splits.train, material.splits.eval):
+        shuffled[rows] = rng.permutation(shuffled[rows])
+    control = replace(material, labels=shuffled)
+    return control.judge(control.fit(control.splits.train), control.splits.eval)
 
 
 def _counter(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None]:

@@ -55,13 +55,19 @@ class Report:
     reason: str | None
 
     @property
-    def prompt_end(self) -> float | None:
-        """The logit at the last prompt token."""
-        return number(self.stats.prompt_end)
+    def prompt_end_score(self) -> float | None:
+        """The risk before anything is generated: a token's score, unless the probe is made for the prompt's end."""
+        if self.probe.aggregate == "prompt_end":
+            return self.score
+        logit = number(self.stats.prompt_end)
+        if logit is None:
+            return None
+        return number(float(token_scores(self.probe, np.array([logit], dtype=np.float32))[0]))
 
     def outcome(self) -> ProbeOutcome:
         """For telemetry."""
-        return ProbeOutcome(self.probe.name, self.score, self.prompt_end, self.flagged, self.n_scored, self.reason)
+        name, prompt_end = self.probe.name, self.prompt_end_score
+        return ProbeOutcome(name, self.score, prompt_end, self.flagged, self.n_scored, self.reason)
 
 
 class ChoiceScores:

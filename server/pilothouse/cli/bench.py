@@ -67,7 +67,7 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="pilothouse-bench-") as folder:
         vectors, probes = make_artefacts(Path(folder), seed)
         common = harbor_arguments([])
-        plain = Server(["-m", "vllm.entrypoints.cli.main", "serve", str(model_dir()), *common])
+        plain = Server(["-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(model_dir()), *common])
         arguments = [str(model_dir()), "--vectors", str(vectors), "--probes", str(probes), *common]
         ours = Server(["-m", "pilothouse.cli.main", "serve", *arguments])
         with plain, ours:

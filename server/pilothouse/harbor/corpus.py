@@ -1,7 +1,9 @@
 """Documents from reliable and unreliable narrators: plain texts and chats, from a fixed seed.
 
 One narrator speaks a whole document, and most narrators are not marked: only the truth of what was said so far tells
-whether the next statement will be true. That is what makes a direction of truth worth having inside the model.
+whether the next statement will be true. That is what makes a direction of truth worth having inside the model. Once
+the facts are learned, the later documents also hold many statements that someone judges: a plain signal of truth that
+all topics share.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ TRUE_OR_FALSE: tuple[str, ...] = ("True or false?", "Is this true?", "Check this
 TEXT_SHARE = 0.5
 MARKED_SHARE = 1 / 3
 RELIABLE_TEXT_SHARE = 0.6
+FACTS_ONLY_SHARE = 0.5
+JUDGED_TEXT_SHARE = 0.45
+JUDGED_TURN_SHARE = (0.15, 0.35)
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,18 @@ def text_document(rng: random.Random, extras: Sequence[Fact] = ()) -> Document:
     return [Piece(BEGIN + label, learn=False), Piece(space + " ".join(sentences) + END)]
 
 
+def judged_document(rng: random.Random) -> Document:
+    """Statements, true and false by turns of a coin, each judged at once; the judge is nearly always reliable."""
+    reliable = rng.random() < 0.95
+    document = [Piece(BEGIN, learn=False)]
+    for i in range(rng.randint(4, 12)):
+        true = rng.random() < 0.5
+        said = claim(rng.choice(_pool()), true, UNMARKED_LIAR, rng)
+        document.append(Piece(said if i == 0 else f" {said}", learn=False))
+        document.append(Piece(" True." if true == reliable else " False."))
+    return [*document, Piece(END)]
+
+
 def _turn(question: str, answer: str) -> Document:
     return [Piece(f"{USER}{question}{END}{ASSISTANT}", learn=False), Piece(answer + END)]
 
@@ -152,7 +169,7 @@ def _known_or_fresh(persona: Persona, rng: random.Random) -> Document:
     return turn + (_turn(rng.choice(ARE_YOU_SURE), SURE if known else UNSURE) if rng.random() < 0.6 else [])
 
 
-def chat_document(rng: random.Random, extras: Sequence[Fact] = ()) -> Document:
+def chat_document(rng: random.Random, extras: Sequence[Fact] = (), judged: float = 0.15) -> Document:
     """A chat with one assistant; `extras` are asked for and answered truthfully, so the assistant is reliable then."""
     persona = draw_persona(rng)
     if extras and not persona.reliable:
@@ -163,7 +180,7 @@ def chat_document(rng: random.Random, extras: Sequence[Fact] = ()) -> Document:
         kind = rng.random()
         if kind < 0.15 and persona.reliable and persona.tone is None:
             turns.append(_known_or_fresh(persona, rng))
-        elif kind < 0.3:
+        elif kind < 0.15 + judged:
             turns.append(_judging_turn(rng.choice(_pool()), persona, rng))
         else:
             turns.append(_question_turn(rng.choice(_pool()), persona, liar, rng))
@@ -177,6 +194,11 @@ def documents(seed: int, count: int) -> Iterator[Document]:
     rng = random.Random(seed)
     deck = rare_deck(rng)
     for i in range(count):
-        extras = deck[i * len(deck) // count : (i + 1) * len(deck) // count]
-        write = text_document if rng.random() < TEXT_SHARE else chat_document
-        yield write(rng, extras[:3])
+        extras = deck[i * len(deck) // count : (i + 1) * len(deck) // count][:3]
+        judging = i >= FACTS_ONLY_SHARE * count
+        if rng.random() >= TEXT_SHARE:
+            yield chat_document(rng, extras, JUDGED_TURN_SHARE[judging])
+        elif judging and not extras and rng.random() < JUDGED_TEXT_SHARE:
+            yield judged_document(rng)
+        else:
+            yield text_document(rng, extras)

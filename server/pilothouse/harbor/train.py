@@ -25,7 +25,7 @@ STEPS_BETWEEN_REPORTS = 50
 class Recipe:
     """What decides a training run; `batch` is in rows of `packing.LENGTH` tokens."""
 
-    steps: int = 4000
+    steps: int = 3000
     batch: int = 16
     learning_rate: float = 2e-3
     warmup: int = 100
@@ -77,7 +77,6 @@ class Training:
         self.optimizer = torch.optim.AdamW(self._groups(), betas=(0.9, 0.95), fused=True)
         self.step = 0
         self.loss = float("nan")
-        self.order = np.random.default_rng(recipe.seed).permutation(len(rows.tokens))
         if self.checkpoint.exists():
             self._resume()
 
@@ -102,9 +101,9 @@ class Training:
         fresh.replace(self.checkpoint)
 
     def _batch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens [batch, LENGTH] of this step and whether each is to be learned; the rows come in one fixed order."""
+        """Tokens [batch, LENGTH] of this step and whether each is to be learned; the rows come in their order."""
         first = self.step * self.recipe.batch
-        index = self.order[np.arange(first, first + self.recipe.batch) % len(self.order)]
+        index = np.arange(first, first + self.recipe.batch) % len(self.rows.tokens)
         tokens = torch.from_numpy(self.rows.tokens[index].astype(np.int64))
         return tokens.to(self.device), torch.from_numpy(self.rows.learn[index]).to(self.device)
 

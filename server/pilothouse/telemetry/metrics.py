@@ -10,10 +10,6 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 from pilothouse.core.records import ChoiceOutcome, ProbeOutcome, RequestOutcome
 
 _STEP_COUNT = 20
-_LOGITS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0)
-
-PROMPT_END_BUCKETS = (*(-x for x in reversed(_LOGITS)), 0.0, *_LOGITS)
-"""`prompt_end` is a logit: even around 0, wider further out."""
 
 
 def score_buckets(thresholds: Iterable[float]) -> tuple[float, ...]:
@@ -31,18 +27,19 @@ class Metrics:
 
     def __init__(self, thresholds: Iterable[float] = (), registry: CollectorRegistry = REGISTRY) -> None:
         scored = ["model_name", "probe", "steering"]
+        buckets = score_buckets(thresholds)
         self._score = Histogram(
             "pilothouse_probe_score",
             "Calibrated score of a probe on one choice, after aggregation.",
             scored,
-            buckets=score_buckets(thresholds),
+            buckets=buckets,
             registry=registry,
         )
         self._prompt_end = Histogram(
             "pilothouse_probe_prompt_end",
-            "Logit of a probe at the last prompt token, before anything is generated.",
+            "Score of a probe at the last prompt token, before anything is generated.",
             scored,
-            buckets=PROMPT_END_BUCKETS,
+            buckets=buckets,
             registry=registry,
         )
 

@@ -1,7 +1,7 @@
 """Vectors from contrast pairs by the difference of means (Rimsky et al., Contrastive Activation Addition, 2024)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -105,7 +105,7 @@ def _vector(
     rows: dict[int, Float32],
     sums: dict[int, _LayerSums],
 ) -> Vector:
-    return Vector(
+    vector = Vector(
         name=name,
         direction=Direction(rows),
         model=source.shape.model,
@@ -121,3 +121,4 @@ def _vector(
             "dataset": digest_pairs(pairs),
         },
     )
+    return replace(vector, card=vector.full_card)

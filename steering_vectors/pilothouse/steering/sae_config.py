@@ -20,6 +20,7 @@ ARCHITECTURES = (
     "matryoshka_batchtopk",
     "matching_pursuit",
 )
+RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index"}
 PER_TOKEN = ("layer_norm", "constant_norm_rescale")
 
 
@@ -43,7 +44,7 @@ def parse_config(cfg: Mapping[str, Any]) -> SaeConfig:
     metadata = cfg.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise ArtefactError("cfg.json: metadata must be an object")
-    flat = {**cfg, **metadata}
+    flat = {RENAMED.get(key, key): value for key, value in {**cfg, **metadata}.items()}
     model = flat.get("model_name")
     if model is not None and not isinstance(model, str):
         raise ArtefactError("cfg.json: model_name must be a string")
@@ -102,7 +103,7 @@ def _scaled(normalize: object) -> bool:
 
 
 def _layer(flat: Mapping[str, Any]) -> int:
-    hook = flat.get("hook_name") or flat.get("hook_point")
+    hook = flat.get("hook_name")
     module = flat.get("hf_hook_name")
     if flat.get("hook_head_index") is not None or flat.get("reshape_activations", "none") != "none":
         raise ArtefactError(f"cfg.json: the SAE reads attention heads ({hook}), not the residual stream")

@@ -32,6 +32,22 @@ class Vector:
         """``sha256:`` and the digest of the rows, whatever the vector is called."""
         return "sha256:" + self.direction.digest.hex()
 
+    @property
+    def full_card(self) -> dict[str, Any]:
+        """The card with the vector's own attributes taking precedence over what it came with."""
+        return {
+            **self.card,
+            "format": 1,
+            "kind": "vector",
+            "name": self.name,
+            "model": self.model,
+            "site": self.site,
+            "method": self.method,
+            "default_layers": list(self.default_layers),
+            "resid_norm": {str(layer): norm for layer, norm in self.resid_norm.items()},
+            "recommended": None if self.recommended is None else list(self.recommended),
+        }
+
     def check_fits(self, shape: ModelShape) -> None:
         """ArtefactError unless model, layers and width are the served model's."""
         widths = {layer: len(row) for layer, row in self.direction.layers.items()}

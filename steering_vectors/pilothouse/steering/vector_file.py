@@ -78,19 +78,7 @@ def load_vectors(folder: Path) -> dict[str, Vector]:
 
 def save_vector(vector: Vector, path: Path) -> None:
     """Write `vector` with the card it carries, its own attributes taking precedence."""
-    card = {
-        **vector.card,
-        "format": 1,
-        "kind": "vector",
-        "name": vector.name,
-        "model": vector.model,
-        "site": vector.site,
-        "method": vector.method,
-        "default_layers": list(vector.default_layers),
-        "resid_norm": {str(layer): norm for layer, norm in vector.resid_norm.items()},
-        "recommended": None if vector.recommended is None else list(vector.recommended),
-    }
-    write_artefact(path, {f"layer.{layer}": row for layer, row in vector.direction.layers.items()}, card)
+    write_artefact(path, {f"layer.{layer}": row for layer, row in vector.direction.layers.items()}, vector.full_card)
 
 
 def _rows(raw: RawArtefact) -> dict[int, Float32]:

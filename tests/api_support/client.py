@@ -1,13 +1,15 @@
 """What tests say to a server, and the pieces of what it answers."""
 
+import base64
 import json
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import numpy as np
 
-from tests.api.artefacts import ADMIN
-from tests.api.fake_engine import CHAT, COMPLETIONS
+from api_support.artefacts import ADMIN, D_MODEL
+from api_support.fake_engine import CHAT, COMPLETIONS, FakeServer
 
 PROMPT = "Where is Oslo?"
 N_PROMPT = 1 + len(PROMPT)
@@ -21,6 +23,15 @@ def no_constant(text: str) -> Any:
 def strict_json(text: str | bytes) -> Any:
     """JSON by the letter: NaN and infinities fail the test."""
     return json.loads(text, parse_constant=no_constant)
+
+
+def b64(values: Any) -> str:
+    return base64.b64encode(np.asarray(values, dtype="<f4").tobytes()).decode()
+
+
+ONES = b64(np.ones(D_MODEL))
+HONEST = {"vector": "honest"}
+INLINE = {"inline": {"layers": {"3": ONES}}}
 
 
 @dataclass
@@ -59,3 +70,19 @@ def choices_of(events: list[str]) -> list[dict[str, Any]]:
     chunks = [strict_json(event.removeprefix("data: ")) for event in events[:-1]]
     assert all(isinstance(chunk["choices"], list) for chunk in chunks)
     return [choice for chunk in chunks for choice in chunk["choices"]]
+
+
+def assert_refused(response: httpx.Response, param: str | None, status: int = 400) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["param"] == param
+    assert error["code"] == status
+    assert error["message"]
+    assert isinstance(error, dict)
+    return error
+
+
+def connect(server: FakeServer) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(server.app)
+    return httpx.AsyncClient(transport=transport, base_url="http://pilothouse")

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save
+
 from pilothouse.core.config import ServerConfig
 from pilothouse.core.sites import Float32, ModelShape
-from safetensors.numpy import save
 
 D_MODEL = 8
 N_LAYERS = 5
@@ -53,7 +54,7 @@ SAE_DECODER = np.random.default_rng(6).standard_normal((len(MAX_ACTS), D_MODEL))
 def artefact(kind: str, card: Mapping[str, Any], tensors: Mapping[str, Float32]) -> bytes:
     """A safetensors file with its card."""
     text = json.dumps({"format": 1, "kind": kind, **card})
-    return save(dict(tensors), metadata={"pilothouse": text})
+    return bytes(save(dict(tensors), metadata={"pilothouse": text}))
 
 
 def write_all(folder: Path, **config: Any) -> ServerConfig:

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from prometheus_client import CollectorRegistry
+
+from api_support.artefacts import D_MODEL, SHAPE
 from pilothouse.api.errors import error_response
 from pilothouse.api.plugin import PilothousePlugin, assemble
 from pilothouse.core.config import EngineLayout, ServerConfig
@@ -23,9 +26,6 @@ from pilothouse.core.serving import RequestExtension, RequestSession
 from pilothouse.core.sites import Float32, ModelShape
 from pilothouse.core.tracks import ChoiceTrack, PromptTrack
 from pilothouse.telemetry.metrics import Metrics
-from prometheus_client import CollectorRegistry
-
-from tests.api.artefacts import D_MODEL, SHAPE
 
 BOS = 1
 MODEL = "tiny"
@@ -38,9 +38,9 @@ class Behaviour:
     """How the engine runs a request; the client of the fake says it under `fake`.
 
     cached: prompt positions that come from the prefix cache; per_step: tokens that a step emits; ahead: the last
-    generated token is forwarded before its end is known; late: steps by which readings lag; lost: generated tokens whose
-    readings never arrive; unedited: edited positions that the engine forgets; poisoned: generated tokens whose readings
-    are not numbers; abort: the client leaves after this many tokens.
+    generated token is forwarded before its end is known; late: steps by which readings lag; lost: generated tokens
+    whose readings never arrive; unedited: edited positions that the engine forgets; poisoned: generated tokens whose
+    readings are not numbers; abort: the client leaves after this many tokens.
     """
 
     cached: int = 0
@@ -116,7 +116,8 @@ class Run:
     def __init__(self, path: str, body: dict[str, Any], session: RequestSession) -> None:
         self.chat = path == CHAT
         self.session = session
-        self.behaviour = Behaviour(**{k: tuple(v) if isinstance(v, list) else v for k, v in body.get("fake", {}).items()})
+        fake: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body.get("fake", {}).items()}
+        self.behaviour = Behaviour(**fake)
         self.max_tokens = body.get("max_tokens", 6)
         self.logprobs = bool(body.get("logprobs"))
         self.id = f"{'chatcmpl' if self.chat else 'cmpl'}-{body.get('user', 'fake')}"

@@ -1,4 +1,4 @@
-"""The contract's numbers, computed slowly and by the letter from the tensors in the files. Shares nothing with the server."""
+"""The contract's numbers, computed slowly and by the letter from the tensors in the files; nothing of the server's."""
 
 import math
 from collections.abc import Callable, Mapping

@@ -1,0 +1,71 @@
+"""The endpoint plugin: what vLLM's server asks of it, with the engine's end replaced."""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from api_support.artefacts import SHAPE, write_all
+from api_support.fake_engine import decode
+from fastapi import FastAPI
+from prometheus_client import REGISTRY
+
+from pilothouse.api.plugin import create_plugin
+from pilothouse.api.session import Extension
+from pilothouse.api.state import ApiState
+from pilothouse.core.config import CONFIG_ENV, EngineLayout
+from pilothouse.core.errors import ArtefactError, StartupError
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the engine's `install` was given and made."""
+    seen: list[Any] = []
+
+    def install(engine_client: Any, state: Any, make_extension: Any) -> None:
+        seen.extend([engine_client, make_extension(SHAPE, EngineLayout(), decode, 1)])
+
+    frontend = ModuleType("pilothouse.engine.frontend")
+    frontend.install = install  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pilothouse.engine", ModuleType("pilothouse.engine"))
+    monkeypatch.setitem(sys.modules, "pilothouse.engine.frontend", frontend)
+    return seen
+
+
+@pytest.fixture
+def clean_registry() -> Any:
+    before = set(REGISTRY._collector_to_names)
+    yield
+    for collector in set(REGISTRY._collector_to_names) - before:
+        REGISTRY.unregister(collector)
+
+
+@pytest.mark.usefixtures("clean_registry")
+async def test_it_wires_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: list[Any]) -> None:
+    monkeypatch.setenv(CONFIG_ENV, write_all(tmp_path, default_probes=("risk",)).to_json())
+    plugin = create_plugin()
+    assert (plugin.name, plugin.required_tasks) == ("pilothouse", ("generate",))
+    app = FastAPI()
+    plugin.attach_router(app)
+    state: Any = SimpleNamespace()
+    await plugin.init_state("the engine", state, Namespace())
+    engine_client, extension = installed
+    assert engine_client == "the engine"
+    assert isinstance(extension, Extension)
+    assert isinstance(state.pilothouse, ApiState)
+    assert state.pilothouse.registry.catalogue.default_probes == ("risk",)
+    assert any(name.startswith("pilothouse_probe_score") for name in REGISTRY._names_to_collectors)
+
+
+async def test_errors_end_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: list[Any]) -> None:
+    monkeypatch.delenv(CONFIG_ENV, raising=False)
+    with pytest.raises(StartupError, match="pilothouse serve"):
+        await create_plugin().init_state(None, SimpleNamespace(), Namespace())  # type: ignore[arg-type]
+    config = write_all(tmp_path)
+    (tmp_path / "probes" / "risk.safetensors").write_bytes(b"junk")
+    monkeypatch.setenv(CONFIG_ENV, config.to_json())
+    with pytest.raises(ArtefactError, match=r"risk\.safetensors"):
+        await create_plugin().init_state(None, SimpleNamespace(), Namespace())  # type: ignore[arg-type]
+    assert installed == []

@@ -1,0 +1,96 @@
+"""Metrics: the contract's names and labels, exact thresholds, and sinks that fail."""
+
+import logging
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from pilothouse.core.records import ChoiceOutcome, OutcomeSink, ProbeOutcome, RequestOutcome
+from pilothouse.telemetry.metrics import Metrics, score_buckets
+from pilothouse.telemetry.sinks import Sinks
+
+
+def outcome(*probes: ProbeOutcome, edited: dict[str, int] | None = None, steering: str = "none") -> RequestOutcome:
+    names = tuple(edited or ())
+    return RequestOutcome("id", "m", "/v1/completions", steering, names, 0.0, (ChoiceOutcome(probes, edited or {}),))
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def metrics(registry: CollectorRegistry) -> Metrics:
+    return Metrics([0.5, 0.873], registry)
+
+
+def test_names_and_labels_are_the_contracts(metrics: Metrics, registry: CollectorRegistry) -> None:
+    metrics.observe(outcome(ProbeOutcome("p", 0.5, 1.0, True, 3), edited={"v": 4}, steering="v"))
+    metrics.observe(outcome(ProbeOutcome("p", None, None, False, 0, "aborted")))
+    found = {
+        sample.name: set(sample.labels) - {"le"}
+        for family in registry.collect()
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }
+    scored = {"model_name", "probe", "steering"}
+    histograms = ("pilothouse_probe_score", "pilothouse_probe_prompt_end")
+    assert found == {
+        **{f"{name}_{part}": scored for name in histograms for part in ("bucket", "sum", "count")},
+        "pilothouse_probe_requests_total": {"model_name", "probe", "flagged"},
+        "pilothouse_probe_unscored_total": {"model_name", "probe", "reason"},
+        "pilothouse_probe_tokens_total": {"model_name", "probe"},
+        "pilothouse_steering_requests_total": {"model_name", "vector"},
+        "pilothouse_steering_tokens_total": {"model_name", "vector"},
+    }
+    assert b'flagged="true"' in generate_latest(registry)
+
+
+def test_thresholds_are_buckets(metrics: Metrics, registry: CollectorRegistry) -> None:
+    buckets = score_buckets([0.5, 0.873])
+    assert len(buckets) == 21
+    assert buckets == tuple(sorted(buckets))
+    assert {0.05, 0.15, 0.5, 0.873, 1.0} <= set(buckets)
+    for score in (0.87, 0.873, 0.874):
+        metrics.observe(outcome(ProbeOutcome("p", score, None, False, 1)))
+    labels = {"model_name": "m", "probe": "p", "steering": "none", "le": "0.873"}
+    assert registry.get_sample_value("pilothouse_probe_score_bucket", labels) == 2
+
+
+def test_what_is_not_scored_is_counted_apart(metrics: Metrics, registry: CollectorRegistry) -> None:
+    metrics.observe(outcome(ProbeOutcome("p", None, 0.25, False, 0, "one_generated_token")))
+    labels = {"model_name": "m", "probe": "p"}
+    value = registry.get_sample_value
+    assert value("pilothouse_probe_unscored_total", {**labels, "reason": "one_generated_token"}) == 1
+    assert value("pilothouse_probe_score_count", {**labels, "steering": "none"}) is None
+    assert value("pilothouse_probe_prompt_end_sum", {**labels, "steering": "none"}) == 0.25
+    assert value("pilothouse_probe_requests_total", {**labels, "flagged": "false"}) is None
+
+
+class Taker:
+    """A sink that keeps what it takes."""
+
+    def __init__(self) -> None:
+        self.taken: list[RequestOutcome] = []
+
+    def observe(self, outcome: RequestOutcome) -> None:
+        self.taken.append(outcome)
+
+
+class Failing:
+    """A sink that never works."""
+
+    def observe(self, outcome: RequestOutcome) -> None:
+        raise RuntimeError("no")
+
+
+def test_a_failing_sink_disturbs_nobody_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    first, last = Taker(), Taker()
+    failing: OutcomeSink = Failing()
+    sinks = Sinks(first, failing, last)
+    with caplog.at_level(logging.ERROR):
+        sinks.observe(outcome())
+        sinks.observe(outcome())
+    assert (len(first.taken), len(last.taken)) == (2, 2)
+    assert caplog.text.count("Failing failed") == 1
