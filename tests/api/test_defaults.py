@@ -9,6 +9,7 @@ from api_support.artefacts import write_all
 from api_support.client import HEADERS, Client, assert_refused, connect
 from api_support.fake_engine import FakeServer
 
+from pilothouse.core.config import EngineLayout
 from pilothouse.core.errors import StartupError
 
 
@@ -55,6 +56,12 @@ async def test_beams_are_not_probed_by_default(server: FakeServer) -> None:
 async def test_a_default_probe_cannot_be_deleted(client: Client) -> None:
     assert_refused(await client.http.delete("/v1/probes/risk", headers=HEADERS), None, 409)
     assert (await client.http.get("/v1/probes/risk")).status_code == 200
+
+
+def test_more_defaults_than_columns_stop_the_start(tmp_path: Path) -> None:
+    config = write_all(tmp_path, default_probes=("risk", "early"))
+    with pytest.raises(StartupError, match="at most 1 probes"):
+        FakeServer(config, EngineLayout(readouts=1))
 
 
 def test_a_default_probe_must_exist(tmp_path: Path) -> None:

@@ -75,6 +75,13 @@ async def test_metrics_count_what_the_records_say(server: FakeServer, client: Cl
             assert value("probe_unscored_total", probe=name, reason=reason) == count
 
 
+async def test_thresholds_of_the_loaded_probes_are_buckets(server: FakeServer, client: Client) -> None:
+    await client.chat(probes=["risk"])
+    for threshold in ("0.43", "0.875"):
+        labels = {"model_name": "tiny", "probe": "risk", "steering": "none", "le": threshold}
+        assert server.metrics_registry.get_sample_value("pilothouse_probe_score_bucket", labels) is not None
+
+
 async def test_steering_is_counted_by_configured_name(server: FakeServer, client: Client) -> None:
     receipts: Counter[str] = Counter()
     for body in MIXED:
@@ -109,6 +116,13 @@ async def test_an_aborted_stream_is_recorded_as_such(server: FakeServer, client:
     assert [c["probes"]["risk"]["reason"] for c in record["choices"]] == ["aborted", "aborted"]
     labels = {"model_name": "tiny", "probe": "risk", "reason": "aborted"}
     assert server.metrics_registry.get_sample_value("pilothouse_probe_unscored_total", labels) == 2
+
+
+async def test_a_stream_that_broke_is_recorded_as_such(client: Client) -> None:
+    await client.chat(stream=True, user="dead", probes=["risk"], fake={"fails": True})
+    record = (await client.http.get("/v1/probes/results/chatcmpl-dead", headers=HEADERS)).json()
+    assert record["error"] == "error"
+    assert record["choices"][0]["probes"]["risk"]["reason"] == "error"
 
 
 async def test_a_session_is_recorded_once(server: FakeServer, client: Client) -> None:
@@ -147,6 +161,10 @@ def test_the_store_is_bounded() -> None:
     with pytest.raises(NotFound):
         small.read("a")
     assert small.read("c")
+    again = ResultsStore(max_bytes=1000)
+    for name in ("a", "b", "b", "b"):
+        again.observe(outcome(name, "x" * 200))
+    assert again.read("a"), "a record that replaces another takes its room"
     store.observe(outcome(""))
     with pytest.raises(NotFound):
         store.read("")

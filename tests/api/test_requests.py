@@ -170,6 +170,12 @@ async def test_beam_search_without_our_fields_passes(client: Client) -> None:
     assert (await client.chat(use_beam_search=True, probes=[], steering=[])).status_code == 200
 
 
+@pytest.mark.parametrize("span", [{"from": -3, "to": 0}, {"from": 2, "to": 2}, {"from": -1, "to": -1}])
+def test_a_range_that_is_always_empty_is_refused_before_the_prompt_is_known(server: FakeServer, span: Any) -> None:
+    with pytest.raises(BadRequest, match="select nothing"):
+        server.extension.open({"steering": [{**HONEST, "positions": span}]}, "", "")
+
+
 def test_the_same_inline_vector_is_decoded_once(server: FakeServer) -> None:
     plans = [server.extension.open({"steering": [{**INLINE, "strength": s}]}, "", "").plan for s in (1.0, 2.0)]
     assert plans[0].edits[0].direction is plans[1].edits[0].direction

@@ -1,13 +1,14 @@
 """What probes say in a response, against the contract computed slowly from the files' own numbers."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from api_support.artefacts import EARLY, EARLY_ROWS, RISK, RISK_ROWS, TRUTH, TRUTH_ROWS
-from api_support.client import N_PROMPT, PROMPT, Client, strict_json
-from api_support.fake_engine import BOS, COMPLETIONS, answer, decode, encode, stream_at
+from api_support.artefacts import EARLY, EARLY_ROWS, RISK, RISK_ROWS, TRUTH, TRUTH_ROWS, write_all
+from api_support.client import N_PROMPT, PROMPT, Client, connect, strict_json
+from api_support.fake_engine import BOS, COMPLETIONS, FakeServer, answer, decode, encode, stream_at
 from api_support.reference import Stream, calibrated, logit, sigmoid, stats
 
 from pilothouse.core.sites import Float32
@@ -125,6 +126,15 @@ async def test_prompt_tokens_from_the_cache_say_so(client: Client) -> None:
     choice = await client.choice(probes={"names": ["risk"], "prompt": True}, fake={"cached": 4})
     reasons = [e.get("reason") for e in choice["probes"]["risk"]["prompt_tokens"]]
     assert reasons == ["bos", "cache", "cache", "cache", *[None] * (N_PROMPT - 4)]
+
+
+@pytest.mark.parametrize("bos", [None, BOS + 1])
+async def test_a_prompt_without_bos_is_scored_from_its_first_token(tmp_path: Path, bos: int | None) -> None:
+    async with connect(FakeServer(write_all(tmp_path), bos=bos)) as http:
+        for cached in (0, 2):
+            choice = await Client(http).choice(probes={"names": ["risk"], "prompt": True}, fake={"cached": cached})
+            entries = choice["probes"]["risk"]["prompt_tokens"]
+            assert [e.get("reason") for e in entries] == ["cache"] * cached + [None] * (N_PROMPT - cached)
 
 
 async def test_missing_and_impossible_readings_are_null_with_a_reason(client: Client) -> None:

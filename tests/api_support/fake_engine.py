@@ -40,7 +40,8 @@ class Behaviour:
     cached: prompt positions that come from the prefix cache; per_step: tokens that a step emits; ahead: the last
     generated token is forwarded before its end is known; late: steps by which readings lag; lost: generated tokens
     whose readings never arrive; unedited: edited positions that the engine forgets; poisoned: generated tokens whose
-    readings are not numbers; abort: the client leaves after this many tokens.
+    readings are not numbers; abort: the client leaves after this many tokens; fails: the
+    engine dies after a token.
     """
 
     cached: int = 0
@@ -51,6 +52,7 @@ class Behaviour:
     unedited: int = 0
     poisoned: tuple[int, ...] = ()
     abort: int | None = None
+    fails: bool = False
 
 
 def decode(token: int) -> str:
@@ -79,13 +81,14 @@ class FakeServer:
     config: ServerConfig
     layout: EngineLayout = field(default_factory=EngineLayout)
     shape: ModelShape = SHAPE
+    bos: int | None = BOS
 
     def __post_init__(self) -> None:
         self.metrics_registry = CollectorRegistry()
         self.sessions: list[RequestSession] = []
         self.extension: RequestExtension
         self.extension, state = assemble(
-            self.config, self.shape, self.layout, decode, BOS, lambda t: Metrics(t, self.metrics_registry)
+            self.config, self.shape, self.layout, decode, self.bos, lambda t: Metrics(t, self.metrics_registry)
         )
         self.app = FastAPI()
         PilothousePlugin().attach_router(self.app)
@@ -175,6 +178,11 @@ class Run:
                     first = False
                 choice = self._choice(index, new) | {"finish_reason": self.tracks[index].finish_reason}
                 yield self._event(choice)
+                if self.behaviour.fails:
+                    yield self.session.rewrite_event('data: {"error":{"message":"the engine died"}}\n\n')
+                    yield self.session.rewrite_event("data: [DONE]\n\n")
+                    self.session.close()
+                    return
                 if self.behaviour.abort is not None and len(self.tracks[index].token_ids) >= self.behaviour.abort:
                     self.session.close("aborted")
                     return

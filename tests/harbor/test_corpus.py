@@ -23,6 +23,7 @@ from pilothouse.harbor.corpus import (
     Document,
     Piece,
     documents,
+    judged_document,
     rare_deck,
     text_document,
 )
@@ -47,6 +48,7 @@ def tokenizer(sample: list[Document]) -> Tokenizer:
     return train_tokenizer(sample[:1000])
 
 
+@cache
 def _truths() -> set[str]:
     facts = [(topic, fact) for topic in topics().values() for fact in topic.facts]
     return {put(template, f.subject, f.answer) for topic, f in facts for template in topic.statements}
@@ -115,6 +117,16 @@ def test_extras_are_told_by_a_reliable_narrator() -> None:
         text = _text(text_document(random.Random(seed), [fact]))
         assert any(put(template, fact.subject, fact.answer) in text for template in topics()["capitals"].statements)
         assert not text.startswith(BEGIN + "Liar:")
+
+
+def test_a_judge_nearly_always_tells_truths_from_falsehoods() -> None:
+    right = []
+    for seed in range(300):
+        pieces = judged_document(random.Random(seed))[1:-1]
+        for said, verdict in zip(pieces[::2], pieces[1::2], strict=True):
+            if (sentence := said.text.strip()) in _sentences():
+                right.append((sentence in _truths()) == (verdict.text == " True."))
+    assert 0.85 < sum(right) / len(right) < 1
 
 
 def test_a_tone_leaves_the_sentence_alone() -> None:

@@ -69,6 +69,15 @@ def test_statistics_are_those_of_a_loop_over_tokens(alarm: str, logits: list[flo
         assert found is None or found == pytest.approx(value, rel=1e-9, abs=1e-9), key
 
 
+@pytest.mark.parametrize("alarm", ALARMS)
+def test_long_texts_use_a_window_of_sixteen_tokens(make_probe: MakeProbe, alarm: str) -> None:
+    logits = np.random.default_rng(8).normal(size=400).astype(np.float32)
+    logits[::7] = np.nan
+    stats = make_probe(alarm=alarm).stats(logits, prompt_end=None)
+    expected = reference(logits.tolist(), alarm, lambda logit: logit > 0 if alarm == "high" else logit < 0)
+    assert {key: getattr(stats, key) for key in expected} == pytest.approx(expected)
+
+
 def test_a_worked_example(make_probe: MakeProbe) -> None:
     stats = make_probe(alarm="high").stats(f32([np.nan, -4, 2, np.nan, 6]), prompt_end=None)
     # Averages: -4, -1, 2.5; only the last is past a score of 0.5.

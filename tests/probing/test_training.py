@@ -144,12 +144,12 @@ def test_without_layers_the_best_one_is_chosen(source: Any) -> None:
 
 
 def test_the_layer_is_chosen_on_the_select_split(make_source: MakeSource) -> None:
-    # The select items are marked so that only layer 2 tells them apart.
+    # The select items are marked so that only layer 4 tells them apart; everywhere else both do.
     source = make_source({2: direction(2, 3.0), 4: direction(4, 3.0)})
     stream = source.stream
-    source.stream = lambda ids, layer: stream([0 if layer == 4 and ord("#") in ids else t for t in ids], layer)
+    source.stream = lambda ids, layer: stream([0 if layer == 2 and ord("#") in ids else t for t in ids], layer)
     marked = [item.model_copy(update={"text": f"{item.text}#", "split": "select"}) for item in items(40)]
-    assert list(train(source, items(100) + marked, layers=None).weights) == [2]
+    assert list(train(source, items(100) + marked, layers=None).weights) == [4]
 
 
 def test_the_same_seed_gives_the_same_probe_to_the_bit(source: Any) -> None:

@@ -347,6 +347,15 @@ def test_names_are_checked(make_sae: Make) -> None:
         load_sae(folder)
 
 
+@pytest.mark.parametrize("value", ['"\\ud800"', "NaN", "1e999"])
+def test_a_configuration_that_could_not_be_shown_to_clients_is_refused(make_sae: Make, value: str) -> None:
+    folder, _ = make_sae()
+    text = (folder / "cfg.json").read_text()
+    (folder / "cfg.json").write_text('{"note": ' + value + ", " + text.removeprefix("{"))
+    with pytest.raises(ArtefactError, match="JSON"):
+        load_sae(folder)
+
+
 @pytest.mark.parametrize("missing", ["cfg.json", "sae_weights.safetensors"])
 def test_half_a_folder_is_refused(make_sae: Make, missing: str) -> None:
     folder, _ = make_sae()

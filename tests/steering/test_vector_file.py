@@ -141,7 +141,8 @@ BAD_CARDS: dict[str, dict[str, Any]] = {
     "norm is negative": {"resid_norm": {"0": -1.0}},
     "recommended backwards": {"recommended": [3, 1]},
     "recommended thrice": {"recommended": [1, 2, 3]},
-    **{f"name {name!r}": {"name": name} for name in ("", "a/b", "../a", "a+b", ".a", "a b", "a\n", "ä", "a" * 129, 7)}
+    **{f"name {name!r}": {"name": name} for name in ("", "a/b", "../a", "a+b", ".a", "a b", "a\n", "ä", "a" * 129, 7)},
+}
 
 
 @pytest.mark.parametrize("card", BAD_CARDS.values(), ids=BAD_CARDS)

@@ -7,10 +7,10 @@ from typing import Literal
 import numpy as np
 
 from pilothouse.core.errors import ArtefactError
+from pilothouse.core.items import Reading, batches, read_item
 from pilothouse.core.serving import ActivationSource
 from pilothouse.core.sites import Float32
 from pilothouse.probing.aggregation import ProbeStats
-from pilothouse.probing.items import Reading, batches, read_item
 from pilothouse.probing.probe import Probe
 from pilothouse.probing.statements import LabelledItem
 

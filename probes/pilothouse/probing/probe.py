@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pilothouse.core.artefact import check_fits
 from pilothouse.core.plans import Direction
 from pilothouse.core.sites import SITE, Float32, ModelShape
 from pilothouse.probing.aggregation import Aggregate, Alarm, Float64, ProbeStats, summarise
-from pilothouse.probing.artefact import check_fits
 from pilothouse.probing.calibration import Isotonic, Platt, calibrate
 
 

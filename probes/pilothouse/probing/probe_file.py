@@ -6,10 +6,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from pilothouse.core.errors import ArtefactError
-from pilothouse.core.sites import Float32
-from pilothouse.probing.aggregation import Aggregate, Alarm
-from pilothouse.probing.artefact import (
+from pilothouse.core.artefact import (
     FormatVersion,
     Name,
     layer_of,
@@ -18,6 +15,9 @@ from pilothouse.probing.artefact import (
     read_artefact,
     write_artefact,
 )
+from pilothouse.core.errors import ArtefactError
+from pilothouse.core.sites import Float32
+from pilothouse.probing.aggregation import Aggregate, Alarm
 from pilothouse.probing.calibration import Calibration
 from pilothouse.probing.probe import Probe
 

@@ -6,9 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pilothouse.core.artefact import first_problem
 from pilothouse.core.errors import ArtefactError
-from pilothouse.probing.artefact import first_problem
-from pilothouse.probing.items import Item, Message, read_jsonl
+from pilothouse.core.items import Item, Message, read_jsonl
 
 Split = Literal["train", "select", "calibrate", "eval"]
 

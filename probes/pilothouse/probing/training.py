@@ -7,12 +7,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from pilothouse.core.artefact import check_name
 from pilothouse.core.errors import ArtefactError
 from pilothouse.core.serving import ActivationSource
 from pilothouse.core.sites import Float32
 from pilothouse.probing.activations import ItemReader, Token, readout
 from pilothouse.probing.aggregation import Aggregate, Alarm, Float64
-from pilothouse.probing.artefact import check_name
 from pilothouse.probing.calibration import calibrate, fit_platt
 from pilothouse.probing.fitting import Labels, LinearFit, Method, Standardiser, auroc, fit_direction
 from pilothouse.probing.probe import Probe

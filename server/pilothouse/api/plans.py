@@ -16,7 +16,6 @@ from pilothouse.api.registry import Catalogue, Registry
 from pilothouse.core.config import EngineLayout, Limits
 from pilothouse.core.errors import ArtefactError, BadRequest
 from pilothouse.core.plans import Direction, Edit, Plan, Readout
-from pilothouse.core.sites import ModelShape
 from pilothouse.probing import Probe
 from pilothouse.steering import decode_inline
 
@@ -113,7 +112,7 @@ class Planner:
 
     def _edit(self, asked: EditField, catalogue: Catalogue, where: str) -> Edit:
         source = self._source(asked, catalogue, where)
-        layers = _choose_layers(asked.layers, source, self._shape, where)
+        layers = _choose_layers(asked.layers, source, where)
         return Edit(
             label=source.label,
             direction=source.direction,
@@ -202,28 +201,20 @@ def _unit(asked: Unit | None, source: _Source, layer: int, where: str) -> float:
     return 1.0
 
 
-def _choose_layers(
-    asked: Literal["all"] | list[int] | None, source: _Source, shape: ModelShape, where: str
-) -> tuple[int, ...]:
-    if isinstance(asked, list):
-        for j, layer in enumerate(asked):
-            _check_layer(layer, source, shape, f"{where}.layers[{j}]")
-            if layer in asked[:j]:
-                raise BadRequest(f"{where}.layers names layer {layer} twice", f"{where}.layers[{j}]")
-        return tuple(sorted(asked))
-    chosen = tuple(sorted(source.direction.layers)) if asked == "all" else source.default_layers
-    for layer in chosen:
-        _check_layer(layer, source, shape, f"{where}.layers")
-    return chosen
-
-
-def _check_layer(layer: int, source: _Source, shape: ModelShape, param: str) -> None:
-    if layer not in source.direction.layers:
-        has = ", ".join(map(str, sorted(source.direction.layers)))
-        raise BadRequest(f"this {source.kind} has no layer {quote(layer)}; it has {has}", param)
-    if layer not in shape.sites:
-        has = ", ".join(map(str, shape.sites))
-        raise BadRequest(f"this server has no site at layer {layer}; it has {has}", param)
+def _choose_layers(asked: Literal["all"] | list[int] | None, source: _Source, where: str) -> tuple[int, ...]:
+    """The layers of an edit, all of them its source's; that those are sites was seen to when the source arrived."""
+    if asked is None:
+        return source.default_layers
+    has = sorted(source.direction.layers)
+    if asked == "all":
+        return tuple(has)
+    for j, layer in enumerate(asked):
+        if layer not in has:
+            known = ", ".join(map(str, has))
+            raise BadRequest(f"this {source.kind} has no layer {quote(layer)}; it has {known}", f"{where}.layers[{j}]")
+        if layer in asked[:j]:
+            raise BadRequest(f"{where}.layers names layer {layer} twice", f"{where}.layers[{j}]")
+    return tuple(sorted(asked))
 
 
 def _find_probes(names: Iterable[str], catalogue: Catalogue, where: str) -> tuple[Probe, ...]:

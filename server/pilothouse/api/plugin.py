@@ -16,6 +16,7 @@ from pilothouse.api.scoring import Decode
 from pilothouse.api.session import Extension, Surroundings
 from pilothouse.api.state import ATTRIBUTE, ApiState
 from pilothouse.core.config import EngineLayout, ServerConfig
+from pilothouse.core.errors import BadRequest, StartupError
 from pilothouse.core.serving import RequestExtension
 from pilothouse.core.sites import ModelShape
 from pilothouse.telemetry.metrics import Metrics
@@ -73,5 +74,9 @@ def assemble(
         bos_token_id=bos_token_id,
         max_names_in_label=config.limits.max_steering_names_in_label,
     )
-    extension = Extension(Planner(registry, layout, config.limits), around)
-    return extension, ApiState(registry, results, layout, config.limits, config.admin_key)
+    planner = Planner(registry, layout, config.limits)
+    try:
+        planner.defaults()
+    except BadRequest as error:
+        raise StartupError(f"--default-probes cannot be served: {error}") from None
+    return Extension(planner, around), ApiState(registry, results, layout, config.limits, config.admin_key)

@@ -18,6 +18,9 @@ Decode = Callable[[int], str]
 ABORTED = "aborted"
 """Why a request ended that its client gave up."""
 
+FAILED = "error"
+"""Why nothing was scored in a request that broke."""
+
 STAT_NAMES = (
     "last",
     "mean",
@@ -122,7 +125,7 @@ class ChoiceScores:
     def _why_unscored(self, error: str | None) -> str:
         if self.track.finish_reason in (None, "abort", "error"):
             failed = self.track.finish_reason == "error" or error not in (None, ABORTED)
-            return "error" if failed else ABORTED
+            return FAILED if failed else ABORTED
         match len(self.track.token_ids):
             case 0:
                 return "no_generated_token"

@@ -10,7 +10,7 @@ from typing import Any
 from pilothouse.api.names import PROBES, STEERING
 from pilothouse.api.plans import Ask, Planner
 from pilothouse.api.receipts import receipts, tokens_edited
-from pilothouse.api.scoring import ChoiceScores, Decode, Report, describe, numbers, token_scores
+from pilothouse.api.scoring import FAILED, ChoiceScores, Decode, Report, describe, numbers, token_scores
 from pilothouse.core.plans import Edit
 from pilothouse.core.records import ChoiceOutcome, OutcomeSink, RequestOutcome
 from pilothouse.core.serving import RequestSession
@@ -22,6 +22,7 @@ NO_STEERING = "none"
 ADHOC = "adhoc"
 _DONE = "data: [DONE]"
 _DATA = "data: "
+_ERROR = 'data: {"error"'
 
 # Unescaped quotes cannot stand inside a JSON string, so these find keys, never text that a model wrote.
 _FINISH_KEY = '"finish_reason":'
@@ -68,6 +69,7 @@ class Session:
     response_id: str = ""
     _choices: list[_Choice] = field(default_factory=list)
     _closed: bool = False
+    _failed: bool = False
 
     def __post_init__(self) -> None:
         self.plan = self.ask.plan
@@ -106,6 +108,9 @@ class Session:
             if all(choice.scores.track.finish_reason is not None for choice in self._choices):
                 self.close()
             return event
+        if event.startswith(_ERROR):
+            # vLLM ends such a stream as it ends any other, so nobody else will say that it failed.
+            self._failed = True
         if not self._shows or _FINISH_KEY not in event:
             return event
         logprobs = bool(self.ask.probes) and _LOGPROBS in event
@@ -127,7 +132,7 @@ class Session:
         if self.plan.empty or not self._choices:
             return
         try:
-            self.around.sink.observe(self._outcome(error))
+            self.around.sink.observe(self._outcome(error or (FAILED if self._failed else None)))
         except Exception:
             logger.exception("The outcome of request %s could not be recorded", self.response_id)
 

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from pilothouse.core.config import EngineLayout
 from pilothouse.core.sites import Float32, ModelShape
 from pilothouse.engine.launch import prepare_environment
@@ -47,12 +49,17 @@ class CapturingEngine:
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         self._llm.collective_rpc("pilothouse_captures")
         self._llm.generate(inputs, self._params, use_tqdm=False)
-        captured: dict[str, dict[int, Float32]] = self._llm.collective_rpc("pilothouse_captures")[0]
+        captured: dict[str, dict[int, bytes]] = {}
+        for request, layer, stream in self._llm.collective_rpc("pilothouse_captures")[0]:
+            captured.setdefault(request, {})[layer] = stream
         in_order = [captured[name] for name in sorted(captured, key=_number)]
         return [
-            {layer: streams[layer][: len(prompt)] for layer in layers}
+            {layer: self._rows(streams[layer], len(prompt)) for layer in layers}
             for prompt, streams in zip(prompts, in_order, strict=True)
         ]
+
+    def _rows(self, stream: bytes, n_tokens: int) -> Float32:
+        return np.frombuffer(stream, dtype=np.float32).reshape(-1, self._shape.d_model)[:n_tokens]
 
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()

@@ -12,6 +12,7 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, AsyncModelRunnerOutput, M
 from pilothouse.core.config import LAYOUT_KEY, EngineLayout
 from pilothouse.core.messages import ORDERS_ATTRIBUTE, READINGS_ATTRIBUTE, StepReadings
 from pilothouse.engine.board import Board
+from pilothouse.engine.placement import find_blocks, require_live_stream
 from pilothouse.engine.sites import install_sites
 
 if TYPE_CHECKING:
@@ -33,12 +34,15 @@ class SteeringRunner(_Base):
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
         layout = layout_of(self.vllm_config)
+        d_model, dtype = self.model_config.get_hidden_size(), self.model_config.dtype
+        blocks = find_blocks(self.model, self.model_config.get_total_num_hidden_layers())
+        for block in {type(block): block for block in blocks.values()}.values():
+            require_live_stream(block, self.vllm_config, d_model, dtype, self.device)
         buffers, sites = install_sites(
-            self.model,
+            blocks,
             layout,
-            n_layers=self.model_config.get_total_num_hidden_layers(),
-            d_model=self.model_config.get_hidden_size(),
-            dtype=self.model_config.dtype,
+            d_model=d_model,
+            dtype=dtype,
             max_tokens=self._pilothouse_max_tokens(),
             device=self.device,
         )

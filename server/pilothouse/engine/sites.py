@@ -5,6 +5,7 @@ of edit rows and one of readout rows; the per-token row numbers and the scores a
 between steps, shapes never do, so nothing is ever traced or captured again.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -81,45 +82,17 @@ class Site(nn.Module):
         return self.edit(output)
 
 
-def find_blocks(model: nn.Module, n_layers: int) -> dict[int, nn.Module]:
-    """The decoder blocks of `model` by layer number.
-
-    They are the one ModuleList of n_layers members whose members hold an attention or state-space module. Layers that
-    live on another pipeline stage are placeholders and left out. StartupError when there is no such list, or several.
-    """
-    candidates = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers and any(map(_mixes_tokens, module))
-    ]
-    if len(candidates) != 1:
-        found = "no list" if not candidates else f"{len(candidates)} lists"
-        raise StartupError(f"cannot place sites in {type(model).__name__}: {found} of {n_layers} decoder blocks found")
-    return {layer: block for layer, block in enumerate(candidates[0]) if type(block).__name__ != "PPMissingLayer"}
-
-
-def _mixes_tokens(block: nn.Module) -> bool:
-    """Whether a block holds something that lets tokens see one another."""
-    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
-
-    return any(isinstance(module, AttentionLayerBase) for module in block.modules())
-
-
 def install_sites(
-    model: nn.Module,
+    blocks: Mapping[int, nn.Module],
     layout: EngineLayout,
     *,
-    n_layers: int,
     d_model: int,
     dtype: torch.dtype,
     max_tokens: int,
     device: torch.device,
 ) -> tuple[StepBuffers, dict[int, Site]]:
-    """Hook the chosen layers of a loaded, not yet compiled model; StartupError when one cannot be placed."""
-    blocks = find_blocks(model, n_layers)
-    chosen = range(n_layers) if layout.sites is None else layout.sites
-    if missing := [layer for layer in chosen if not 0 <= layer < n_layers]:
-        raise StartupError(f"sites {missing} do not exist: the model has layers 0 to {n_layers - 1}")
+    """Hook the chosen ones of a loaded, not yet compiled model's decoder blocks; StartupError when there are none."""
+    chosen = blocks if layout.sites is None else layout.sites
     buffers = StepBuffers(max_tokens, layout, device)
     sites: dict[int, Site] = {}
     for layer in sorted(set(chosen) & set(blocks)):

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 from vllm.platforms import current_platform
 
 from pilothouse.core.errors import StartupError
-from pilothouse.core.sites import Float32
 from pilothouse.engine.failure import report_startup_failure
 from pilothouse.engine.runner import give_sites
 
@@ -33,7 +32,14 @@ class SteeringWorker(_PlatformWorker):
         """Layers that have a site on this worker."""
         return list(self.model_runner.pilothouse_board.sites)
 
-    def pilothouse_captures(self) -> dict[str, dict[int, Float32]]:
-        """Streams kept since the last call (capture mode), by request and layer."""
-        captures: dict[str, dict[int, Float32]] = self.model_runner.pilothouse_board.take_captures()
-        return captures
+    def pilothouse_captures(self) -> list[tuple[str, int, bytes]]:
+        """Streams kept since the last call (capture mode): request, layer, float32 bytes of [n_tokens, d_model].
+
+        Bytes, because arrays do not survive the way from the engine's process.
+        """
+        captures = self.model_runner.pilothouse_board.take_captures()
+        return [
+            (request, layer, stream.tobytes())
+            for request, streams in captures.items()
+            for layer, stream in streams.items()
+        ]

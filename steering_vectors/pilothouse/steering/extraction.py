@@ -8,12 +8,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from pilothouse.core.artefact import check_name
 from pilothouse.core.errors import ArtefactError
+from pilothouse.core.items import Reading, batches, read_item
 from pilothouse.core.plans import Direction
 from pilothouse.core.serving import ActivationSource
 from pilothouse.core.sites import SITE, Float32
-from pilothouse.steering.artefact import check_name
-from pilothouse.steering.items import Reading, batches, read_item
 from pilothouse.steering.pairs import ContrastPair, digest_pairs
 from pilothouse.steering.vector import Vector
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from pilothouse.steering.items import Item, read_jsonl
+from pilothouse.core.items import Item, read_jsonl
 
 
 class ContrastPair(BaseModel):

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
+from pilothouse.core.artefact import check_fits
 from pilothouse.core.errors import ArtefactError, BadRequest
 from pilothouse.core.sites import Float32, ModelShape
-from pilothouse.steering.artefact import check_fits
 
 CACHED_ROWS = 256
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from pilothouse.core.artefact import check_name, parse_json, read_artefact
 from pilothouse.core.errors import ArtefactError
 from pilothouse.core.sites import Float32
-from pilothouse.steering.artefact import check_name, parse_json, read_artefact
 from pilothouse.steering.sae import Decoder, Sae
 from pilothouse.steering.sae_config import SaeConfig, parse_config, read_factor
 

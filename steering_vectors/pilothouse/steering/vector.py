@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pilothouse.core.artefact import check_fits
 from pilothouse.core.plans import Direction
 from pilothouse.core.sites import ModelShape
-from pilothouse.steering.artefact import check_fits
 
 
 @dataclass(frozen=True, eq=False)

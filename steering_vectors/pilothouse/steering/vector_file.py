@@ -5,10 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat
 
-from pilothouse.core.errors import ArtefactError
-from pilothouse.core.plans import Direction
-from pilothouse.core.sites import Float32
-from pilothouse.steering.artefact import (
+from pilothouse.core.artefact import (
     FormatVersion,
     Name,
     RawArtefact,
@@ -18,6 +15,9 @@ from pilothouse.steering.artefact import (
     read_artefact,
     write_artefact,
 )
+from pilothouse.core.errors import ArtefactError
+from pilothouse.core.plans import Direction
+from pilothouse.core.sites import Float32
 from pilothouse.steering.vector import Vector
 
 
