@@ -55,7 +55,7 @@ def serve(
     def check(shape: ModelShape, names: list[str]) -> None:
         Registry.load(config, ModelShape(names[0], shape.d_model, shape.n_layers, shape.sites))
 
-    launch.serve(arguments, layout, check, _announce)
+    launch.serve(arguments, layout, check, _announce, admin_key)
 
 
 def _layers(text: str) -> tuple[int, ...] | None:

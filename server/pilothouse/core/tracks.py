@@ -13,6 +13,37 @@ from pilothouse.core.plans import Plan
 from pilothouse.core.sites import Float32
 
 
+class ScoreTable:
+    """Rows of readouts by absolute position; grows at both ends, so reading and adding cost the same at any length."""
+
+    def __init__(self, width: int) -> None:
+        self._first = 0
+        self._rows = np.empty((0, width), dtype=np.float32)
+
+    def put(self, start: int, rows: Float32) -> None:
+        """Set the rows [n, width] of positions [start, start + n)."""
+        if not len(self._rows):
+            self._first = start
+        if start < self._first:
+            self._rows = np.concatenate([self._unknown(self._first - start), self._rows])
+            self._first = start
+        stop = start + len(rows) - self._first
+        if stop > len(self._rows):
+            self._rows = np.concatenate([self._rows, self._unknown(max(len(self._rows), stop - len(self._rows), 32))])
+        self._rows[start - self._first : stop] = rows
+
+    def get(self, start: int, stop: int) -> Float32:
+        """A copy of the rows of positions [start, stop); NaN where none was set."""
+        out = self._unknown(max(stop - start, 0))
+        low, high = max(start, self._first), min(stop, self._first + len(self._rows))
+        if low < high:
+            out[low - start : high - start] = self._rows[low - self._first : high - self._first]
+        return out
+
+    def _unknown(self, n: int) -> Float32:
+        return np.full((n, self._rows.shape[1]), np.nan, dtype=np.float32)
+
+
 @dataclass
 class ChoiceTrack:
     """One generated sequence: its tokens, what was forwarded, and its readouts [position, readout]."""
@@ -23,7 +54,10 @@ class ChoiceTrack:
     finish_reason: str | None = None
     forwarded: list[tuple[int, int]] = field(default_factory=list)
     edited_reported: int = 0
-    _scores: list[tuple[int, Float32]] = field(default_factory=list)
+    _scores: ScoreTable = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._scores = ScoreTable(self.n_readouts)
 
     def add(self, reading: Reading) -> None:
         """Take in one reading; later readings of a position replace earlier ones."""
@@ -37,17 +71,12 @@ class ChoiceTrack:
             table = np.frombuffer(reading.scores, dtype="<f4").reshape(-1, self.n_readouts)
             row = 0
             for start, count in reading.score_runs:
-                self._scores.append((start, table[row : row + count]))
+                self._scores.put(start, table[row : row + count])
                 row += count
 
     def scores(self, start: int, stop: int) -> Float32:
         """Raw readouts [stop - start, readouts] at positions [start, stop); NaN where none was taken."""
-        out = np.full((max(stop - start, 0), self.n_readouts), np.nan, dtype=np.float32)
-        for first, rows in self._scores:
-            lo, hi = max(first, start), min(first + len(rows), stop)
-            if lo < hi:
-                out[lo - start : hi - start] = rows[lo - first : hi - first]
-        return out
+        return self._scores.get(start, stop)
 
     def count_forwarded(self, start: int, stop: int) -> int:
         """How many distinct positions of [start, stop) went through the model."""

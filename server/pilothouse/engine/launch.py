@@ -30,16 +30,20 @@ def serve(
     layout: EngineLayout,
     check: Callable[[ModelShape, list[str]], None],
     ready: Callable[[str, str], None],
+    admin_key: str | None = None,
 ) -> None:
     """Run vLLM's server until it is stopped.
 
     arguments: those of `vllm serve`, the model first; check: raises StartupError or ArtefactError when something
     configured does not fit the model of this shape and these served names, before any weights are loaded; ready: called
-    with the base URL and the served model's name once requests are accepted.
+    with the base URL and the served model's name once requests are accepted; admin_key: joins vLLM's own API keys, whose
+    check comes first and reads the same header.
     """
     require_supported_vllm()
     prepare_environment()
     args = _parse(arguments, layout)
+    if args.api_key and admin_key:
+        args.api_key = [*args.api_key, admin_key]
     engine_config = _engine_config(args)
     require_supported_config(engine_config)
     names = args.served_model_name or [args.model]

@@ -27,9 +27,9 @@ TRUE_OR_FALSE: tuple[str, ...] = ("True or false?", "Is this true?", "Check this
 TEXT_SHARE = 0.5
 MARKED_SHARE = 1 / 3
 RELIABLE_TEXT_SHARE = 0.6
-FACTS_ONLY_SHARE = 0.5
-JUDGED_TEXT_SHARE = 0.45
-JUDGED_TURN_SHARE = (0.15, 0.35)
+
+# Up to which share of the corpus a stage lasts, and how many of its texts and of its turns in chats are judgements.
+STAGES: tuple[tuple[float, float, float], ...] = ((0.5, 0.0, 0.15), (0.82, 0.8, 0.5), (1.0, 0.35, 0.25))
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def text_document(rng: random.Random, extras: Sequence[Fact] = ()) -> Document:
 
 def judged_document(rng: random.Random) -> Document:
     """Statements, true and false by turns of a coin, each judged at once; the judge is nearly always reliable."""
-    reliable = rng.random() < 0.95
+    reliable = rng.random() < 0.98
     document = [Piece(BEGIN, learn=False)]
     for i in range(rng.randint(4, 12)):
         true = rng.random() < 0.5
@@ -195,10 +195,10 @@ def documents(seed: int, count: int) -> Iterator[Document]:
     deck = rare_deck(rng)
     for i in range(count):
         extras = deck[i * len(deck) // count : (i + 1) * len(deck) // count][:3]
-        judging = i >= FACTS_ONLY_SHARE * count
+        _, judged_texts, judged_turns = next(stage for stage in STAGES if i < stage[0] * count)
         if rng.random() >= TEXT_SHARE:
-            yield chat_document(rng, extras, JUDGED_TURN_SHARE[judging])
-        elif judging and not extras and rng.random() < JUDGED_TEXT_SHARE:
+            yield chat_document(rng, extras, judged_turns)
+        elif not extras and rng.random() < judged_texts:
             yield judged_document(rng)
         else:
             yield text_document(rng, extras)
