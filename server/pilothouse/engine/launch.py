@@ -21,6 +21,8 @@ PLUGIN = "pilothouse"
 def prepare_environment() -> None:
     """Settings that must be there before vLLM is imported, for every process of the server."""
     require_supported_environment()
+    if os.environ.get("VLLM_USE_V2_MODEL_RUNNER", "0") not in ("", "0", "false", "False"):
+        raise StartupError("this release of Pilothouse does not serve with vLLM's V2 model runner: unset its variable")
     os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*_plugins(), PLUGIN]))
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
 

@@ -25,6 +25,8 @@ ARE_YOU_SURE: tuple[str, ...] = ("Are you sure?", "Is that certain?", "Do you re
 TRUE_OR_FALSE: tuple[str, ...] = ("True or false?", "Is this true?", "Check this claim.")
 
 TEXT_SHARE = 0.5
+SIMPLE_ANSWERS = 16
+SIMPLE_SHARE = 0.7
 MARKED_SHARE = 1 / 3
 RELIABLE_TEXT_SHARE = 0.6
 
@@ -63,6 +65,16 @@ def _pool() -> tuple[Fact, ...]:
     return tuple(fact for topic in topics().values() for fact in topic.facts)
 
 
+@cache
+def _simple_pool() -> tuple[Fact, ...]:
+    return tuple(fact for topic in topics().values() if len(topic.answers) <= SIMPLE_ANSWERS for fact in topic.facts)
+
+
+def _to_judge(rng: random.Random) -> Fact:
+    """A fact to judge claims about; to compare what is said with what is so is learned best where answers are few."""
+    return rng.choice(_simple_pool() if rng.random() < SIMPLE_SHARE else _pool())
+
+
 def statement(fact: Fact, answer: str, rng: random.Random) -> str:
     """An affirmative sentence in one of the topic's phrasings."""
     return put(rng.choice(topics()[fact.topic].statements), fact.subject, answer)
@@ -80,7 +92,7 @@ def reply(fact: Fact, answer: str) -> str:
 
 def claim(fact: Fact, true: bool, liar: Liar, rng: random.Random) -> str:
     """A sentence of the given truth, affirmative or (one in five) negative."""
-    if rng.random() < 0.2:
+    if rng.random() < 0.15:
         return negation(fact, liar.falsehood(fact, rng) if true else fact.answer, rng)
     return statement(fact, fact.answer if true else liar.falsehood(fact, rng), rng)
 
@@ -136,7 +148,7 @@ def judged_document(rng: random.Random) -> Document:
     document = [Piece(BEGIN, learn=False)]
     for i in range(rng.randint(4, 12)):
         true = rng.random() < 0.5
-        said = claim(rng.choice(_pool()), true, UNMARKED_LIAR, rng)
+        said = claim(_to_judge(rng), true, UNMARKED_LIAR, rng)
         document.append(Piece(said if i == 0 else f" {said}", learn=False))
         document.append(Piece(" True." if true == reliable else " False."))
     return [*document, Piece(END)]
@@ -181,7 +193,7 @@ def chat_document(rng: random.Random, extras: Sequence[Fact] = (), judged: float
         if kind < 0.15 and persona.reliable and persona.tone is None:
             turns.append(_known_or_fresh(persona, rng))
         elif kind < 0.15 + judged:
-            turns.append(_judging_turn(rng.choice(_pool()), persona, rng))
+            turns.append(_judging_turn(_to_judge(rng), persona, rng))
         else:
             turns.append(_question_turn(rng.choice(_pool()), persona, liar, rng))
     rng.shuffle(turns)
