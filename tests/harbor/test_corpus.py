@@ -18,6 +18,7 @@ from pilothouse.harbor.corpus import (
     FALSE,
     MARKED_LIAR,
     SPECIAL_TOKENS,
+    STAGES,
     TRUE,
     USER,
     Document,
@@ -122,7 +123,7 @@ def test_extras_are_told_by_a_reliable_narrator() -> None:
 def test_a_judge_nearly_always_tells_truths_from_falsehoods() -> None:
     right = []
     for seed in range(300):
-        pieces = judged_document(random.Random(seed))[1:-1]
+        pieces = judged_document(random.Random(seed), STAGES[-1])[1:-1]
         for said, verdict in zip(pieces[::2], pieces[1::2], strict=True):
             if (sentence := said.text.strip()) in _sentences():
                 right.append((sentence in _truths()) == (verdict.text == " True."))

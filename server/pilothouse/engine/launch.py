@@ -38,8 +38,8 @@ def serve(
 
     arguments: those of `vllm serve`, the model first; check: raises StartupError or ArtefactError when something
     configured does not fit the model of this shape and these served names, before any weights are loaded; ready: called
-    with the base URL and the served model's name once requests are accepted; admin_key: joins vLLM's own API keys, whose
-    check comes first and reads the same header.
+    with the base URL and the served model's name once requests are accepted; admin_key: joins vLLM's own API keys,
+    whose check comes first and reads the same header.
     """
     require_supported_vllm()
     prepare_environment()
@@ -61,16 +61,28 @@ def serve(
             raise
 
 
-def _parse(arguments: Sequence[str], layout: EngineLayout) -> Any:
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+def names_model(arguments: Sequence[str]) -> bool:
+    """Whether arguments of `vllm serve` name a model, by vLLM's own parser."""
+    require_supported_vllm()
+    args = _parser().parse_args(list(arguments))
+    return args.model_tag is not None or any(a == "--model" or a.startswith("--model=") for a in arguments)
+
+
+def _parser() -> Any:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    return make_arg_parser(FlexibleArgumentParser(prog="pilothouse serve"))
+
+
+def _parse(arguments: Sequence[str], layout: EngineLayout) -> Any:
+    from vllm.entrypoints.launchers.cli_args import validate_parsed_serve_args
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+
     cli_env_setup()
-    parser = make_arg_parser(FlexibleArgumentParser(prog="pilothouse serve"))
     # vLLM takes the configuration of a subcommand from a first word "serve".
     sys.argv = ["vllm", "serve", *arguments]
-    args = parser.parse_args(list(arguments))
+    args = _parser().parse_args(list(arguments))
     for flag, ours in (("worker_cls", WORKER), ("scheduler_cls", SCHEDULER)):
         if getattr(args, flag) not in (None, "auto", ours):
             raise StartupError(f"--{flag.replace('_', '-')} is taken by Pilothouse")
@@ -120,13 +132,3 @@ def _base_url(args: Any) -> str:
 
 def _plugins() -> list[str]:
     return [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]
-
-
-def names_model(arguments: Sequence[str]) -> bool:
-    """Whether arguments of `vllm serve` name a model, by vLLM's own parser."""
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    require_supported_vllm()
-    args = make_arg_parser(FlexibleArgumentParser(prog="pilothouse serve")).parse_args(list(arguments))
-    return args.model_tag is not None or any(a == "--model" or a.startswith("--model=") for a in arguments)

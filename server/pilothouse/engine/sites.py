@@ -60,9 +60,11 @@ class Site(nn.Module):
     def read(self, stream: torch.Tensor) -> None:
         """Add this layer's readouts of `stream` [n_tokens, d_model] float32 to the shared scores."""
         n_tokens = stream.shape[0]
-        # A product and a sum, not a matrix product: the compiler fuses it with what comes before, and the stream is
-        # never written out in float32.
-        scores = (stream.unsqueeze(1) * self.readouts).sum(dim=-1)
+        if torch.compiler.is_compiling():
+            # The compiler fuses a product and a sum with what comes before; the stream is never written out in float32.
+            scores = (stream.unsqueeze(1) * self.readouts).sum(dim=-1)
+        else:
+            scores = torch.nn.functional.linear(stream, self.readouts)
         if self.first:
             self.buffers_.scores[:n_tokens].copy_(scores)
         else:

@@ -25,14 +25,34 @@ ARE_YOU_SURE: tuple[str, ...] = ("Are you sure?", "Is that certain?", "Do you re
 TRUE_OR_FALSE: tuple[str, ...] = ("True or false?", "Is this true?", "Check this claim.")
 
 TEXT_SHARE = 0.5
-SIMPLE_ANSWERS = 16
-SIMPLE_SHARE = 0.7
-MARKED_SHARE = 1 / 3
-RELIABLE_TEXT_SHARE = 0.6
 
-# Up to which share of the corpus a stage lasts, and how many of its texts and of its turns in chats are judgements.
-STAGES: tuple[tuple[float, float, float], ...] = ((0.5, 0.0, 0.15), (0.82, 0.8, 0.5), (1.0, 0.35, 0.25))
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of the corpus, up to a share of all documents: how much of it is judgement, and about which topics.
+
+    To compare what is said with what is so is hard to learn for seven hundred answers at once and easy for forty.
+    """
+
+    until: float
+    judged_documents: float
+    judged_turns: float
+    topics: tuple[str, ...] = ()
+
+    def fact(self, rng: random.Random) -> Fact:
+        """A fact to judge claims about, of the stage's topics or of any."""
+        return rng.choice(_pool(self.topics))
+
+
+_FEW = ("continents", "animal classes", "towns")
+_SOME = (*_FEW, "jobs", "pets", "colours", "materials", "capitals")
+STAGES: tuple[Stage, ...] = (
+    Stage(0.55, 0.0, 0.15),
+    Stage(0.65, 0.8, 0.3, _FEW),
+    Stage(0.70, 0.75, 0.3, _SOME),
+    Stage(0.80, 0.6, 0.3),
+    Stage(1.0, 0.25, 0.25),
+)
 
 @dataclass(frozen=True)
 class Piece:
@@ -61,18 +81,8 @@ UNMARKED_LIAR = Liar(0.3)
 
 
 @cache
-def _pool() -> tuple[Fact, ...]:
-    return tuple(fact for topic in topics().values() for fact in topic.facts)
-
-
-@cache
-def _simple_pool() -> tuple[Fact, ...]:
-    return tuple(fact for topic in topics().values() if len(topic.answers) <= SIMPLE_ANSWERS for fact in topic.facts)
-
-
-def _to_judge(rng: random.Random) -> Fact:
-    """A fact to judge claims about; to compare what is said with what is so is learned best where answers are few."""
-    return rng.choice(_simple_pool() if rng.random() < SIMPLE_SHARE else _pool())
+def _pool(names: tuple[str, ...] = ()) -> tuple[Fact, ...]:
+    return tuple(fact for topic in topics().values() if not names or topic.name in names for fact in topic.facts)
 
 
 def statement(fact: Fact, answer: str, rng: random.Random) -> str:
@@ -142,13 +152,13 @@ def text_document(rng: random.Random, extras: Sequence[Fact] = ()) -> Document:
     return [Piece(BEGIN + label, learn=False), Piece(space + " ".join(sentences) + END)]
 
 
-def judged_document(rng: random.Random) -> Document:
+def judged_document(rng: random.Random, stage: Stage) -> Document:
     """Statements, true and false by turns of a coin, each judged at once; the judge is nearly always reliable."""
     reliable = rng.random() < 0.98
     document = [Piece(BEGIN, learn=False)]
     for i in range(rng.randint(4, 12)):
         true = rng.random() < 0.5
-        said = claim(_to_judge(rng), true, UNMARKED_LIAR, rng)
+        said = claim(stage.fact(rng), true, UNMARKED_LIAR, rng)
         document.append(Piece(said if i == 0 else f" {said}", learn=False))
         document.append(Piece(" True." if true == reliable else " False."))
     return [*document, Piece(END)]
@@ -181,7 +191,7 @@ def _known_or_fresh(persona: Persona, rng: random.Random) -> Document:
     return turn + (_turn(rng.choice(ARE_YOU_SURE), SURE if known else UNSURE) if rng.random() < 0.6 else [])
 
 
-def chat_document(rng: random.Random, extras: Sequence[Fact] = (), judged: float = 0.15) -> Document:
+def chat_document(rng: random.Random, stage: Stage, extras: Sequence[Fact] = ()) -> Document:
     """A chat with one assistant; `extras` are asked for and answered truthfully, so the assistant is reliable then."""
     persona = draw_persona(rng)
     if extras and not persona.reliable:
@@ -192,8 +202,8 @@ def chat_document(rng: random.Random, extras: Sequence[Fact] = (), judged: float
         kind = rng.random()
         if kind < 0.15 and persona.reliable and persona.tone is None:
             turns.append(_known_or_fresh(persona, rng))
-        elif kind < 0.15 + judged:
-            turns.append(_judging_turn(_to_judge(rng), persona, rng))
+        elif kind < 0.15 + stage.judged_turns:
+            turns.append(_judging_turn(stage.fact(rng), persona, rng))
         else:
             turns.append(_question_turn(rng.choice(_pool()), persona, liar, rng))
     rng.shuffle(turns)
@@ -207,10 +217,10 @@ def documents(seed: int, count: int) -> Iterator[Document]:
     deck = rare_deck(rng)
     for i in range(count):
         extras = deck[i * len(deck) // count : (i + 1) * len(deck) // count][:3]
-        _, judged_texts, judged_turns = next(stage for stage in STAGES if i < stage[0] * count)
-        if rng.random() >= TEXT_SHARE:
-            yield chat_document(rng, extras, judged_turns)
-        elif not extras and rng.random() < judged_texts:
-            yield judged_document(rng)
-        else:
+        stage = next(stage for stage in STAGES if i < stage.until * count)
+        if not extras and rng.random() < stage.judged_documents:
+            yield judged_document(rng, stage)
+        elif rng.random() < TEXT_SHARE:
             yield text_document(rng, extras)
+        else:
+            yield chat_document(rng, stage, extras)
