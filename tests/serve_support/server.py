@@ -86,8 +86,9 @@ def wait_until_ready(server: Server) -> None:
         if server.process.poll() is not None:
             break
         try:
-            if server.get("/health").status_code == 200:
+            if server.get("/health").status_code == 200 and "Probe:" in server.log.read_text(errors="replace"):
                 return
         except httpx.TransportError:
-            time.sleep(0.5)
+            pass
+        time.sleep(0.2)
     pytest.fail(f"the server did not start:\n{server.log.read_text(errors='replace')[-6000:]}")

@@ -25,6 +25,8 @@ ARE_YOU_SURE: tuple[str, ...] = ("Are you sure?", "Is that certain?", "Do you re
 TRUE_OR_FALSE: tuple[str, ...] = ("True or false?", "Is this true?", "Check this claim.")
 
 TEXT_SHARE = 0.5
+MARKED_SHARE = 1 / 3
+RELIABLE_TEXT_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(0.80, 0.6, 0.3),
     Stage(1.0, 0.25, 0.25),
 )
+
 
 @dataclass(frozen=True)
 class Piece:
