@@ -1,6 +1,7 @@
 """`pilothouse vectors`: make and inspect steering vectors."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,6 +34,9 @@ def extract(
     layers: Layers = None,
     token: Annotated[Literal["last", "mean"], typer.Option(help="Where each item is read.")] = "last",
     split: Annotated[str | None, typer.Option(help="Use only the pairs of this split.")] = None,
+    recommended: Annotated[
+        tuple[float, float] | None, typer.Option(help="Lowest and highest strength that its card recommends.")
+    ] = None,
     dtype: Dtype = "float32",
     max_model_len: MaxLength = None,
     eager: Eager = False,
@@ -43,9 +47,11 @@ def extract(
         vector = extract_mean_difference(
             source, loaded, name=name, layers=parse_layers(layers), token=token, progress=progress
         )
+    if recommended is not None:
+        vector = replace(vector, recommended=recommended)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_vector(vector, out)
-    Console().print(f"wrote {out}: {vector.name}, layers {list(vector.direction.layers)}, {len(loaded)} pairs")
+    Console().print(f"wrote {out}: {vector.name}, layers {sorted(vector.direction.layers)}, {len(loaded)} pairs")
 
 
 @app.command()
@@ -65,7 +71,7 @@ def info(
     for key, value in facts.items():
         console.print(f"  {key}: {value if value is not None else '-'}", highlight=False, markup=False)
     table = Table("layer", "norm", "residual norm", "default")
-    for layer, norm in norms.items():
+    for layer, norm in sorted(norms.items()):
         residual = vector.resid_norm.get(layer)
         chosen = "yes" if layer in vector.default_layers else ""
         table.add_row(str(layer), f"{norm:.4g}", "-" if residual is None else f"{residual:.4g}", chosen)

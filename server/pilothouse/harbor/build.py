@@ -23,7 +23,7 @@ from pilothouse.harbor.train import Recipe, train
 CORPUS_SEED = 1
 TOKENIZER_SEED = 2
 TOKENIZER_DOCUMENTS = 20_000
-DOCUMENTS_PER_ROW = 2.65
+DOCUMENTS_PER_ROW = 2.5
 
 
 def make_tokenizer(work_dir: Path) -> Tokenizer:

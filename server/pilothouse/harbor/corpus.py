@@ -49,11 +49,11 @@ class Stage:
 _FEW = ("continents", "animal classes", "towns")
 _SOME = (*_FEW, "jobs", "pets", "colours", "materials", "capitals")
 STAGES: tuple[Stage, ...] = (
-    Stage(0.55, 0.0, 0.15),
-    Stage(0.65, 0.8, 0.3, _FEW),
-    Stage(0.70, 0.75, 0.3, _SOME),
-    Stage(0.80, 0.6, 0.3),
-    Stage(1.0, 0.25, 0.25),
+    Stage(0.35, 0.0, 0.15),
+    Stage(0.40, 0.8, 0.3, _FEW),
+    Stage(0.45, 0.75, 0.3, _SOME),
+    Stage(0.70, 0.6, 0.3),
+    Stage(1.0, 0.3, 0.25),
 )
 
 

@@ -25,7 +25,7 @@ STEPS_BETWEEN_REPORTS = 50
 class Recipe:
     """What decides a training run; `batch` is in rows of `packing.LENGTH` tokens."""
 
-    steps: int = 4000
+    steps: int = 8000
     batch: int = 16
     learning_rate: float = 1.5e-3
     warmup: int = 100
