@@ -68,8 +68,9 @@ def compiled_llama(llama: Path) -> Iterator[tuple[Engine, Reference]]:
 
 @pytest.fixture(scope="session")
 def eager_qwen3(qwen3: Path) -> Iterator[tuple[Engine, Reference]]:
-    """Qwen3, eager, with prompts cut into chunks of 16 and room for two plans only."""
+    """Qwen3, eager: prompts cut into chunks of 16, room for two plans, and a cache so small that it preempts."""
     layout = EngineLayout(slots=2, readouts=4)
-    engine = Engine(qwen3, layout, block_size=32, enforce_eager=True, long_prefill_token_threshold=16)
+    tight = {"block_size": 32, "num_gpu_blocks_override": 20, "long_prefill_token_threshold": 16}
+    engine = Engine(qwen3, layout, enforce_eager=True, **tight)
     yield engine, Reference(qwen3)
     engine.close()

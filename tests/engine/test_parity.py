@@ -66,3 +66,18 @@ def test_more_probes_than_columns_wait_and_all_are_read(eager_qwen3: tuple[Engin
     plans = [Plan((), tuple(make.readout(rng, [layer]) for layer in (0, 1, 3))) for _ in prompts]
     for case in zip(prompts, plans, engine.run(prompts, plans, 5), strict=True):
         assert check(reference, *case) > 0
+
+
+def test_preempted_requests_keep_their_plans_and_repeat_no_score(eager_qwen3: tuple[Engine, Reference]) -> None:
+    engine, reference = eager_qwen3
+    rng = np.random.default_rng(6)
+    prompts = [[int(t) for t in rng.integers(1, 500, size=30)] for _ in range(12)]
+    shared = [make.edit(rng, [1], "generation", 3.0), make.edit(rng, [2], "prompt", 3.0)]
+    probe = make.readout(rng, [0, 2])
+    plans = [Plan((shared[i % 2],) if i % 3 else (), (probe,)) for i in range(12)]
+    before = engine.preemptions()
+    results = engine.run(prompts, plans, 60)
+    assert engine.preemptions() > before
+    for prompt, plan, result in zip(prompts, plans, results, strict=True):
+        assert check(reference, prompt, plan, result) == 60
+        assert result.track.count_forwarded(0, 1000) == 30 + 59

@@ -111,6 +111,10 @@ class Engine:
                 self._tracks[output.request_id].add(reading_decoder.decode(raw))
         return self._process(outputs, *args, **kwargs)
 
+    def preemptions(self) -> int:
+        """How often a running request was put back, so far."""
+        return sum(int(m.value) for m in self.llm.get_metrics() if m.name == "vllm:num_preemptions")
+
     def close(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()
 

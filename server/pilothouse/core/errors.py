@@ -14,8 +14,8 @@ class PilothouseError(Exception):
     """Base of all deliberate errors; `str(error)` is one clear sentence for the reader."""
 
 
-class BadRequest(PilothouseError):
-    """A malformed or impossible request.
+class BadRequest(PilothouseError, ValueError):
+    """A malformed or impossible request. A ValueError too: vLLM answers those with 400 on every route of its own.
 
     `param` is the path of the offending field as the client wrote it, for example ``steering[0].vector``.
     """

@@ -7,11 +7,12 @@ Vectors, probes and the SAE are not made here: they are made from the exported m
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from transformers import GenerationConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from pilothouse.harbor.corpus import documents
 from pilothouse.harbor.datasets import write_datasets
@@ -43,18 +44,20 @@ def make_rows(work_dir: Path, tokenizer: Tokenizer, rows: int) -> Rows:
 
 
 def export(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the Hugging Face files, weights in bfloat16; answers are greedy by default."""
+    """Write the Hugging Face files, weights in bfloat16; servers that read the generation defaults answer greedily."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = model.config
-    model.generation_config = GenerationConfig(
-        bos_token_id=config.bos_token_id,
-        eos_token_id=config.eos_token_id,
-        pad_token_id=config.pad_token_id,
-        do_sample=False,
-        max_new_tokens=64,
-    )
     model.to(dtype=torch.bfloat16).save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
+    config = model.config
+    ids = {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+    }
+    defaults = ids | {"do_sample": False, "temperature": 0.0}
+    (folder / "generation_config.json").write_text(json.dumps(defaults, indent=2) + "\n", encoding="utf-8")
+    for path in folder.iterdir():
+        path.chmod(0o644)
 
 
 def build(work_dir: Path, recipe: Recipe, folder: Path, data: Path) -> None:
