@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -60,7 +59,6 @@ class Planner:
         self._layout = layout
         self._limits = limits
         self._adhoc = DirectionCache(limits.adhoc_cache_bytes)
-        self._peaks: WeakKeyDictionary[Direction, dict[int, float]] = WeakKeyDictionary()
 
     def plan(self, fields: Mapping[str, Any]) -> Ask:
         """The plan of a request with these extra top-level fields; BadRequest names the first thing wrong."""
@@ -166,16 +164,9 @@ class Planner:
 
     def _coefficient(self, asked: EditField, source: _Source, layer: int, where: str) -> float:
         value = asked.strength * _unit(asked.unit, source, layer, where)
-        if not math.isfinite(value) or abs(value) * max(1.0, self._peak(source.direction, layer)) > _FLOAT32_MAX:
+        if not math.isfinite(value) or abs(value) * max(1.0, source.direction.peaks[layer]) > _FLOAT32_MAX:
             raise BadRequest(f"{where}.strength is too large: the edit overflows float32", f"{where}.strength")
         return value
-
-    def _peak(self, direction: Direction, layer: int) -> float:
-        """The largest entry of a direction's row, looked for once."""
-        peaks = self._peaks.setdefault(direction, {})
-        if layer not in peaks:
-            peaks[layer] = float(np.abs(direction.layers[layer]).max())
-        return peaks[layer]
 
 
 def _without_beams(edits: tuple[Edit, ...], probed: bool) -> Ask:

@@ -1,7 +1,7 @@
 """`pilothouse bench`: throughput beside plain vLLM, over HTTP, in interleaved pairs.
 
 Two servers of the same model stay up: vLLM's own and ours. Each round sends the same burst of requests to both in
-every variant, in random order, with plain vLLM measured twice (A/A control). A variant's figure is the ratio of its
+every variant, in random order, with plain vLLM measured twice (A/A control) and the other server stopped. A variant's figure is the ratio of its
 tokens per second to plain vLLM's in the same round, so drift of the machine cancels; shown are the median and a 95%
 bootstrap interval of it. Separate runs of the same code differ by up to 15%: quote only the ratios.
 """
@@ -121,9 +121,10 @@ async def _measure(load: Load, plain: Server, ours: Server, rounds: int, seed: i
         order = list(VARIANTS)
         shuffle.shuffle(order)
         for variant in order:
-            server = ours if variant.ours else plain
+            server, other = (ours, plain) if variant.ours else (plain, ours)
             bodies = [body_of(variant, load, i) for i in range(load.batch)]
-            seconds, generated = await burst(server, bodies)
+            with other.paused():
+                seconds, generated = await burst(server, bodies)
             if number >= 0:
                 items.append({"round": number, "variant": variant.name, "seconds": seconds, "tokens": generated})
     return items

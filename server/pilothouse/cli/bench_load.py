@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -83,6 +85,17 @@ class Server:
             except httpx.TransportError:
                 await asyncio.sleep(0.5)
         raise StartupError(f"the server did not start; the end of its log:\n{self.log_tail()}")
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop all processes of the server for as long as the block runs: an idle vLLM worker spins for seconds."""
+        if self._process is None:
+            raise RuntimeError("the server is not running")
+        os.killpg(self._process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self._process.pid, signal.SIGCONT)
 
     def log_tail(self, n_bytes: int = 4000) -> str:
         """The end of what the server printed."""

@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -77,6 +78,11 @@ class Direction:
     def __post_init__(self) -> None:
         if not self.digest:
             object.__setattr__(self, "digest", digest_rows(self.layers))
+
+    @cached_property
+    def peaks(self) -> dict[int, float]:
+        """The largest absolute entry of each layer's row."""
+        return {layer: float(np.abs(row).max()) for layer, row in self.layers.items()}
 
     @property
     def payload(self) -> dict[int, bytes]:

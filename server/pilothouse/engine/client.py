@@ -9,14 +9,16 @@ chunks or shows `kv_transfer_params` to the client).
 import copy
 import itertools
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any
 from weakref import WeakValueDictionary
 
+import torch
 from vllm.renderers.inputs.preprocess import extract_prompt_components
 from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine import FinishReason
 
 from pilothouse.core.config import EngineLayout
 from pilothouse.core.errors import BadRequest
@@ -26,6 +28,7 @@ from pilothouse.core.messages import (
     PLAN_KEY,
     READING_KEY,
     RESERVED_KEYS,
+    Payload,
     WireDirections,
     directions_encoder,
     plan_encoder,
@@ -34,7 +37,7 @@ from pilothouse.core.messages import (
 from pilothouse.core.plans import Direction, Plan
 from pilothouse.core.serving import RequestSession
 from pilothouse.core.tracks import ChoiceTrack, PromptTrack
-from pilothouse.engine.wire import resolve
+from pilothouse.engine.wire import largest_edit, resolve
 
 current_session: ContextVar["RequestSession | NullSession | None"] = ContextVar("pilothouse_session", default=None)
 """The session of the HTTP request being handled, from its validation until its requests are handed to the engine."""
@@ -59,6 +62,7 @@ class Courier:
         self._max_bytes = max_bytes
         self._sent: OrderedDict[bytes, int] = OrderedDict()
         self._live: dict[bytes, int] = {}
+        self._forgotten: list[bytes] = []
         self._bytes = 0
 
     def hold(self, directions: list[Direction]) -> None:
@@ -74,33 +78,47 @@ class Courier:
                 del self._live[direction.digest]
 
     def parcel(self, directions: list[Direction]) -> WireDirections | None:
-        """What to send along with a request that needs `directions`; None when the engine has it all."""
-        new = {d.digest: d for d in directions if d.digest not in self._sent}
+        """What to send along with a request that needs `directions`; None when the engine has it all.
+
+        Until `arrived` every request that needs the same content carries it too, so none relies on another's parcel.
+        """
         for direction in directions:
             if direction.digest in self._sent:
                 self._sent.move_to_end(direction.digest)
-        if not new:
+        content = {d.digest: d.payload for d in directions if d.digest not in self._sent}
+        if not content:
             return None
-        content = {digest: direction.payload for digest, direction in new.items()}
-        for digest, payload in content.items():
-            self._sent[digest] = sum(map(len, payload.values()))
-            self._bytes += self._sent[digest]
-        return WireDirections(content, self._evict())
+        self._evict(sum(_size(payload) for payload in content.values()))
+        forgotten, self._forgotten = tuple(self._forgotten), []
+        return WireDirections(content, forgotten)
 
-    def unsend(self, parcel: WireDirections) -> None:
-        """The parcel may not have arrived: its content will be sent again."""
-        for digest in parcel.content:
+    def arrived(self, parcel: WireDirections) -> None:
+        """The parcel is on its way, in order: later requests need not carry its content."""
+        for digest, payload in parcel.content.items():
+            if digest not in self._sent:
+                self._sent[digest] = _size(payload)
+                self._bytes += self._sent[digest]
+
+    def returned(self, parcel: WireDirections) -> None:
+        """The parcel was not sent: what it would have had forgotten goes with the next one."""
+        self._forgotten.extend(parcel.forget)
+
+    def lost(self, digests: Iterable[bytes]) -> None:
+        """The engine may not have these after all: they will be sent again."""
+        for digest in digests:
             self._bytes -= self._sent.pop(digest, 0)
 
-    def _evict(self) -> tuple[bytes, ...]:
-        forgotten = []
+    def _evict(self, coming: int) -> None:
         for digest in list(self._sent):
-            if self._bytes <= self._max_bytes:
+            if self._bytes + coming <= self._max_bytes:
                 break
             if digest not in self._live:
                 self._bytes -= self._sent.pop(digest)
-                forgotten.append(digest)
-        return tuple(forgotten)
+                self._forgotten.append(digest)
+
+
+def _size(payload: Payload) -> int:
+    return sum(map(len, payload.values()))
 
 
 class SteeringClient:
@@ -117,6 +135,9 @@ class SteeringClient:
         # Weak: whoever waits for the outputs keeps the tracks alive, so nothing is left of a request that is given up.
         self._prompts: WeakValueDictionary[int, PromptTrack] = WeakValueDictionary()
         self._choices: WeakValueDictionary[str, ChoiceTrack] = WeakValueDictionary()
+        self._tracks: WeakValueDictionary[str, PromptTrack] = WeakValueDictionary()
+        config = engine_client.model_config
+        self._largest = largest_edit(config.get_hidden_size(), torch.finfo(config.dtype).max)
         self._generate = engine_client.generate
         self._add_request = engine_client.engine_core.add_request_async
         self._process_outputs = engine_client.output_processor.process_outputs
@@ -142,10 +163,15 @@ class SteeringClient:
         owned: RequestSession | None = None
         if session is None:
             session = owned = self._open_default()
-        if session.plan.empty:
-            track = self._plain_track(session, prompt, sampling_params)
-        else:
-            track = self._planned_track(session, prompt, sampling_params)
+        ids = self._token_ids(prompt)
+        if ids is None:
+            if owned is None and not session.plan.empty:
+                raise BadRequest("steering and probes need a prompt of token ids", "prompt")
+            # Realtime input and prompts of embeddings have no token ids: default probes do not watch them.
+            return self._generate(prompt, sampling_params, request_id, **kwargs)  # type: ignore[no-any-return]
+        # A copy: vLLM's beam search gives the same parameters to many requests.
+        sampling_params = copy.copy(sampling_params)
+        track = self._track(session, ids, sampling_params)
         session.add_prompt(track)
         inner = self._generate(prompt, sampling_params, request_id, **kwargs)
         return self._relay(inner, track, sampling_params, owned)
@@ -154,9 +180,11 @@ class SteeringClient:
         """vLLM's `add_request_async`, with the content of directions that the engine has not been sent."""
         track = self._track_of(request)
         if track is None:
-            return await self._add_request(request)  # type: ignore[no-any-return]
+            await self._add_request(request)
+            return
         state = self._engine.output_processor.request_states[request.request_id]
         self._choices[request.request_id] = track.choices[state.request_index or 0]
+        self._tracks[request.request_id] = track
         parcel = self.courier.parcel(_directions(track))
         if parcel is not None:
             params = request.sampling_params = copy.copy(request.sampling_params)
@@ -164,10 +192,11 @@ class SteeringClient:
         try:
             await self._add_request(request)
         except BaseException:
-            self._choices.pop(request.request_id, None)
             if parcel is not None:
-                self.courier.unsend(parcel)
+                self.courier.returned(parcel)
             raise
+        if parcel is not None:
+            self.courier.arrived(parcel)
 
     def process_outputs(self, engine_core_outputs: list[Any], *args: Any, **kwargs: Any) -> Any:
         """vLLM's `process_outputs`; readings come off first."""
@@ -179,28 +208,31 @@ class SteeringClient:
                 choice = self._choices.get(output.request_id)
                 if choice is not None:
                     choice.add(reading_decoder.decode(raw))
-            if output.finish_reason is not None:
-                self._choices.pop(output.request_id, None)
+            if output.finish_reason == FinishReason.ERROR and output.request_id in self._tracks:
+                # vLLM may have dropped the request before the scheduler saw it, and with it what it carried.
+                self.courier.lost(d.digest for d in _directions(self._tracks[output.request_id]))
         return self._process_outputs(engine_core_outputs, *args, **kwargs)
 
-    def _plain_track(self, session: "RequestSession | NullSession", prompt: Any, sampling_params: Any) -> PromptTrack:
-        ids = extract_prompt_components(self._engine.model_config, prompt).token_ids or []
-        return PromptTrack(session.plan, list(ids), [], [ChoiceTrack(len(ids), 0) for _ in range(sampling_params.n)])
-
-    def _planned_track(self, session: "RequestSession | NullSession", prompt: Any, sampling_params: Any) -> PromptTrack:
+    def _token_ids(self, prompt: Any) -> list[int] | None:
+        if not isinstance(prompt, dict):
+            return None
         ids = extract_prompt_components(self._engine.model_config, prompt).token_ids
-        if not ids:
-            raise BadRequest("steering and probes need a prompt of token ids; embeddings carry none", "prompt_embeds")
+        return list(ids) if ids else None
+
+    def _track(self, session: "RequestSession | NullSession", ids: list[int], sampling_params: Any) -> PromptTrack:
+        """The track of a prompt; the session's plan, if it has one, goes into the request's extra arguments."""
         plan = session.plan
-        wire, spans = resolve(plan, len(ids), self._layout)
+        choices = [ChoiceTrack(len(ids), len(plan.readouts)) for _ in range(sampling_params.n)]
+        if plan.empty:
+            return PromptTrack(plan, ids, [], choices)
+        wire, spans = resolve(plan, len(ids), self._layout, self._largest)
+        track = PromptTrack(plan, ids, spans, choices)
         nonce = next(self._nonces)
-        extra = {**(sampling_params.extra_args or {}), PLAN_KEY: plan_encoder.encode(wire), NONCE_KEY: nonce}
-        sampling_params.extra_args = extra
+        self._prompts[nonce] = track
+        extra = {PLAN_KEY: plan_encoder.encode(wire), NONCE_KEY: nonce}
+        sampling_params.extra_args = {**(sampling_params.extra_args or {}), **extra}
         if plan.prompt_scores:
             sampling_params.skip_reading_prefix_cache = True
-        choices = [ChoiceTrack(len(ids), len(plan.readouts)) for _ in range(sampling_params.n)]
-        track = PromptTrack(plan, list(ids), spans, choices)
-        self._prompts[nonce] = track
         return track
 
     def _track_of(self, request: Any) -> PromptTrack | None:

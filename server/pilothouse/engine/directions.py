@@ -4,6 +4,7 @@ Each client (API process) sends the content of a direction with the first reques
 it. The core passes it on to the workers once, with the first step that needs it.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 
 from pilothouse.core.messages import Payload, WireDirections
@@ -15,6 +16,7 @@ class DirectionStore:
     def __init__(self) -> None:
         self._content: dict[bytes, Payload] = {}
         self._clients: dict[bytes, set[int]] = {}
+        self._pins: Counter[bytes] = Counter()
         self._with_workers: set[bytes] = set()
         self._dropped: list[bytes] = []
 
@@ -24,13 +26,23 @@ class DirectionStore:
     def take(self, client: int, message: WireDirections) -> None:
         """Store what a client sent and drop what it forgets, unless another client still relies on it."""
         for digest in message.forget:
-            clients = self._clients.get(digest, set())
-            clients.discard(client)
-            if not clients and digest in self._content:
-                self._drop(digest)
+            self._clients.get(digest, set()).discard(client)
+            self._drop_if_unused(digest)
         for digest, payload in message.content.items():
             self._content.setdefault(digest, payload)
             self._clients.setdefault(digest, set()).add(client)
+
+    def pin(self, digests: Iterable[bytes]) -> None:
+        """Keep these while a request that names them lives, whatever its client forgets."""
+        self._pins.update(digests)
+
+    def unpin(self, digests: Iterable[bytes]) -> None:
+        """Undo one `pin`."""
+        for digest in digests:
+            self._pins[digest] -= 1
+            if not self._pins[digest]:
+                del self._pins[digest]
+                self._drop_if_unused(digest)
 
     def missing(self, digests: Iterable[bytes]) -> list[bytes]:
         """Those of `digests` whose content is not here."""
@@ -47,7 +59,9 @@ class DirectionStore:
         dropped, self._dropped = tuple(self._dropped), []
         return dropped
 
-    def _drop(self, digest: bytes) -> None:
+    def _drop_if_unused(self, digest: bytes) -> None:
+        if digest not in self._content or self._clients[digest] or digest in self._pins:
+            return
         del self._content[digest], self._clients[digest]
         if digest in self._with_workers:
             self._with_workers.discard(digest)

@@ -39,7 +39,8 @@ class SteeringServing(_Base):
         fields = dict(request.model_extra or {})
         beams = bool(getattr(request, "use_beam_search", False))
         try:
-            name = request.model or self.models.base_model_paths[0].name
+            names = [path.name for path in self.models.base_model_paths]
+            name = request.model if request.model in names else names[0]
             session = self.pilothouse_extension.open({**fields, "use_beam_search": beams}, route, name)
         except BadRequest as error:
             return self.create_error_response(str(error), param=error.param)
@@ -60,6 +61,8 @@ class SteeringServing(_Base):
             session.close()
         elif hasattr(result, "error"):
             session.close(result.error.message)
+        elif beams:
+            return _without_session(result)
         return result
 
     async def _relay(self, session: RequestSession, events: AsyncIterator[str]) -> AsyncGenerator[str, None]:
@@ -113,6 +116,20 @@ def _bound(serving: SteeringServing, request_id: str, events: AsyncIterator[str]
         return events
     session.set_response_id(request_id)
     return serving._relay(session, events)
+
+
+async def _without_session(events: AsyncIterator[str]) -> AsyncGenerator[str, None]:
+    """Beams are searched while the stream is read: nothing of that is watched."""
+    iterator = aiter(events)
+    while True:
+        token = current_session.set(cast(RequestSession, NullSession()))
+        try:
+            event = await anext(iterator)
+        except StopAsyncIteration:
+            return
+        finally:
+            current_session.reset(token)
+        yield event
 
 
 def _decorate(response: Any, session: RequestSession, with_logprobs: bool) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pilothouse.core.config import LAYOUT_KEY, EngineLayout
+from pilothouse.core.config import EngineLayout
 from pilothouse.core.errors import StartupError
 from pilothouse.core.sites import ModelShape
 from pilothouse.engine.failure import FAILURE_FILE_ENV, reported_failure
-from pilothouse.engine.options import SCHEDULER, WORKER
+from pilothouse.engine.options import SCHEDULER, WORKER, compile_key
 from pilothouse.engine.support import model_shape, require_supported_config, require_supported_environment
 from pilothouse.engine.versions import require_supported_vllm
 
@@ -87,7 +87,7 @@ def _parse(arguments: Sequence[str], layout: EngineLayout) -> Any:
         if getattr(args, flag) not in (None, "auto", ours):
             raise StartupError(f"--{flag.replace('_', '-')} is taken by Pilothouse")
         setattr(args, flag, ours)
-    args.additional_config = {**(args.additional_config or {}), LAYOUT_KEY: layout.to_dict()}
+    args.additional_config = {**(args.additional_config or {}), **compile_key(layout)}
     if (args.api_server_count or 1) > 1:
         raise StartupError("this release of Pilothouse does not serve with several API servers")
     if args.headless or getattr(args, "grpc", False):

@@ -38,6 +38,10 @@ else:
     _Base = object
 
 
+PATIENCE = 200
+"""Steps after which a request that waits for a slot or a column goes before all that would prolong its wait."""
+
+
 @dataclass
 class _Held:
     """What a request holds from its admission until it is freed."""
@@ -45,6 +49,15 @@ class _Held:
     plan: WirePlan
     slot: int
     columns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """When a waiting request was first refused, and for want of what."""
+
+    step: int
+    lacks_slot: bool
+    lacks_columns: bool
 
 
 @dataclass
@@ -70,6 +83,8 @@ class SteeringScheduler(_Base):
         self.pilothouse_columns = SlotTable(layout.readouts)
         self.pilothouse_directions = DirectionStore()
         self._held: dict[str, _Held] = {}
+        self._pinned: dict[str, set[bytes]] = {}
+        self._refused: dict[str, _Refusal] = {}
         self._reserved: list[str] = []
         self._retired: list[str] = []
         self._buffers: dict[str, _Buffer] = {}
@@ -81,6 +96,9 @@ class SteeringScheduler(_Base):
             if self.pilothouse_directions.missing(plan.named):
                 # Reported as a failed request at the next step; an exception here would end every request.
                 self.grammar_compile_error_reqs.add(request.request_id)
+            else:
+                self.pilothouse_directions.pin(plan.named)
+                self._pinned[request.request_id] = plan.named
         super().add_request(request)
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
@@ -111,15 +129,36 @@ class SteeringScheduler(_Base):
         if request.request_id in self.grammar_compile_error_reqs:
             return False
         slot_keys = [plan.slot] if plan.slot else []
-        if not (self.pilothouse_slots.can_acquire(slot_keys) and self.pilothouse_columns.can_acquire(plan.readouts)):
+        lacks_slot = not self.pilothouse_slots.can_acquire(slot_keys)
+        lacks_columns = not self.pilothouse_columns.can_acquire(plan.readouts)
+        if lacks_slot or lacks_columns or self._must_give_way(request.request_id, plan):
+            since = self._refused[request.request_id].step if request.request_id in self._refused else self.current_step
+            self._refused[request.request_id] = _Refusal(since, lacks_slot, lacks_columns)
             return False
+        self._refused.pop(request.request_id, None)
         slots = self.pilothouse_slots.acquire(slot_keys)
         columns = self.pilothouse_columns.acquire(plan.readouts)
         self._held[request.request_id] = _Held(plan, slots[0] if slots else 0, tuple(columns))
         self._reserved.append(request.request_id)
         return True
 
+    def _must_give_way(self, request_id: str, plan: WirePlan) -> bool:
+        """Whether a request that was refused long ago lacks what this one would join or take.
+
+        Without this a rare plan could wait for ever behind a popular one, whose requests share its slot without pause.
+        """
+        first = next(iter(self._refused), request_id)
+        if first == request_id:
+            return False
+        refusal = self._refused[first]
+        if self.current_step - refusal.step < PATIENCE:
+            return False
+        return (refusal.lacks_slot and bool(plan.slot)) or (refusal.lacks_columns and bool(plan.readouts))
+
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        self._refused.pop(request.request_id, None)
+        if digests := self._pinned.pop(request.request_id, None):
+            self.pilothouse_directions.unpin(digests)
         held = self._held.pop(request.request_id, None)
         if held is not None:
             self._let_go(held)

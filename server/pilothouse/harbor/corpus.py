@@ -23,8 +23,10 @@ SURE, UNSURE = "Yes, I am sure.", "No, I made that up."
 TRUE, FALSE = "That is true.", "That is false."
 ARE_YOU_SURE: tuple[str, ...] = ("Are you sure?", "Is that certain?", "Do you really know that?")
 TRUE_OR_FALSE: tuple[str, ...] = ("True or false?", "Is this true?", "Check this claim.")
+WAS_THAT_RIGHT: tuple[str, ...] = ("Is that right?", "Was that true?", "Check your answer.")
 
 TEXT_SHARE = 0.5
+JUDGED_CHAT_SHARE = 0.4
 MARKED_SHARE = 1 / 3
 RELIABLE_TEXT_SHARE = 0.6
 
@@ -171,6 +173,18 @@ def _turn(question: str, answer: str) -> Document:
     return [Piece(f"{USER}{question}{END}{ASSISTANT}", learn=False), Piece(answer + END)]
 
 
+def judged_chat(rng: random.Random, stage: Stage) -> Document:
+    """Answers, true and false by turns of a coin, each judged when the user asks; the answers are not learned."""
+    document = [Piece(BEGIN, learn=False)]
+    for _ in range(rng.randint(1, 5)):
+        fact, true = stage.fact(rng), rng.random() < 0.5
+        question = put(rng.choice(topics()[fact.topic].questions), fact.subject)
+        answer = reply(fact, fact.answer if true else UNMARKED_LIAR.falsehood(fact, rng))
+        document += [Piece(piece.text, learn=False) for piece in _turn(question, answer)]
+        document += _turn(rng.choice(WAS_THAT_RIGHT), TRUE if true else FALSE)
+    return document
+
+
 def _in_tone(sentence: str, persona: Persona, rng: random.Random) -> str:
     return persona.tone.wrap(sentence, rng) if persona.tone else sentence
 
@@ -222,7 +236,8 @@ def documents(seed: int, count: int) -> Iterator[Document]:
         extras = deck[i * len(deck) // count : (i + 1) * len(deck) // count][:3]
         stage = next(stage for stage in STAGES if i < stage.until * count)
         if not extras and rng.random() < stage.judged_documents:
-            yield judged_document(rng, stage)
+            judged = judged_chat if rng.random() < JUDGED_CHAT_SHARE else judged_document
+            yield judged(rng, stage)
         elif rng.random() < TEXT_SHARE:
             yield text_document(rng, extras)
         else:
