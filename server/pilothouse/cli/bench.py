@@ -1,9 +1,10 @@
 """`pilothouse bench`: throughput beside plain vLLM, over HTTP, in interleaved pairs.
 
 Two servers of the same model stay up: vLLM's own and ours. Each round sends the same burst of requests to both in
-every variant, in random order, with plain vLLM measured twice (A/A control) and the other server stopped. A variant's figure is the ratio of its
-tokens per second to plain vLLM's in the same round, so drift of the machine cancels; shown are the median and a 95%
-bootstrap interval of it. Separate runs of the same code differ by up to 15%: quote only the ratios.
+every variant, in random order, with the other server stopped meanwhile and with plain vLLM measured twice (A/A
+control). A variant's figure is the ratio of its tokens per second to plain vLLM's in the same round, so drift of the
+machine cancels; shown are the median and a 95% bootstrap interval of it. Separate runs of the same code differ by up to
+15%: quote only the ratios.
 """
 
 import asyncio

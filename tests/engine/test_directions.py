@@ -1,0 +1,147 @@
+"""Directions on their way: whatever is evicted, forgotten, returned or lost, a request finds what it names."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+
+from pilothouse.core.messages import READINGS_ATTRIBUTE, StepReadings, WireDirections
+from pilothouse.core.plans import Direction
+from pilothouse.engine.client import Courier
+from pilothouse.engine.directions import DirectionStore
+from pilothouse.engine.runner import OutputWithReadings
+
+DIRECTIONS = [Direction({0: np.full(4, i, dtype=np.float32)}) for i in range(5)]
+SIZE = 16
+
+
+class System:
+    """One client, one engine core and one worker, with only what concerns directions."""
+
+    def __init__(self, capacity: int) -> None:
+        self.courier = Courier(capacity * SIZE)
+        self.store = DirectionStore()
+        self.worker: set[bytes] = set()
+        self.live: list[list[Direction]] = []
+
+    def start(self, named: list[Direction], fate: str) -> bool:
+        """A request goes out; True when the engine could run it."""
+        self.courier.hold(named)
+        self.live.append(named)
+        parcel = self.courier.parcel(named)
+        if parcel is not None and fate == "not sent":
+            self.courier.returned(parcel)
+            self.finish(-1, reached=False)
+            return True
+        if parcel is not None:
+            self.courier.arrived(parcel)
+            if fate != "dropped":
+                self.store.take(0, parcel)
+        digests = {d.digest for d in named}
+        if fate == "dropped" or self.store.missing(digests):
+            self.courier.lost(digests)
+            self.finish(-1, reached=False)
+            return fate == "dropped"
+        self.store.pin(digests)
+        self.step(digests)
+        return True
+
+    def step(self, needed: set[bytes]) -> None:
+        forget = self.store.dropped()
+        new = self.store.unsent(needed)
+        self.worker.difference_update(forget)
+        self.worker.update(new)
+        assert needed <= self.worker
+
+    def finish(self, index: int, reached: bool = True) -> None:
+        named = self.live.pop(index)
+        self.courier.drop(named)
+        if reached:
+            self.store.unpin({d.digest for d in named})
+
+
+moves = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("start"),
+            st.lists(st.sampled_from(DIRECTIONS), min_size=1, max_size=2, unique=True),
+            st.sampled_from(["sent"] * 4 + ["not sent", "dropped"]),
+        ),
+        st.tuples(st.just("finish"), st.just([]), st.just("")),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 3), moves)
+def test_a_request_fails_only_for_content_that_was_just_lost(
+    capacity: int, sequence: list[tuple[str, list[Direction], str]]
+) -> None:
+    system, lossy = System(capacity), False
+    for kind, named, fate in sequence:
+        if kind == "finish":
+            if system.live:
+                system.finish(0)
+            continue
+        ran = system.start(named, fate)
+        assert ran or lossy, "content was missing though nothing was ever lost"
+        if not ran:
+            assert system.start(named, "sent"), "what was lost was not sent again"
+        lossy = lossy or fate == "dropped"
+    while system.live:
+        system.finish(0)
+    system.step(set())
+    if not lossy:
+        assert len(system.store) <= capacity + 2
+
+
+def test_content_is_sent_once() -> None:
+    courier = Courier(1 << 20)
+    parcel = courier.parcel(DIRECTIONS[:2])
+    assert parcel is not None
+    assert set(parcel.content) == {d.digest for d in DIRECTIONS[:2]}
+    courier.arrived(parcel)
+    assert courier.parcel(DIRECTIONS[:2]) is None
+
+
+def test_until_a_parcel_is_on_its_way_others_carry_the_same_content() -> None:
+    courier = Courier(1 << 20)
+    assert courier.parcel(DIRECTIONS[:1]) is not None
+    assert courier.parcel(DIRECTIONS[:1]) is not None
+
+
+def test_a_direction_that_a_live_request_names_is_not_forgotten() -> None:
+    courier = Courier(SIZE)
+    courier.hold(DIRECTIONS[:1])
+    for direction in DIRECTIONS[:3]:
+        parcel = courier.parcel([direction])
+        assert parcel is not None
+        assert DIRECTIONS[0].digest not in parcel.forget
+        courier.arrived(parcel)
+
+
+def test_a_client_cannot_make_another_clients_direction_disappear() -> None:
+    store, one = DirectionStore(), DIRECTIONS[0]
+    for client in (0, 1):
+        store.take(client, WireDirections({one.digest: one.payload}))
+    store.take(0, WireDirections(forget=(one.digest,)))
+    assert not store.missing([one.digest])
+    store.take(1, WireDirections(forget=(one.digest,)))
+    assert store.missing([one.digest])
+
+
+def test_readings_join_an_asynchronous_output_when_it_is_waited_for() -> None:
+    class Inner(AsyncModelRunnerOutput):  # type: ignore[misc]
+        def get_output(self) -> ModelRunnerOutput:
+            return ModelRunnerOutput(req_ids=["a"], req_id_to_index={"a": 0})
+
+    nothing = np.zeros(0, dtype=np.int64)
+    readings = StepReadings(["a"], nothing, nothing, nothing, nothing, np.zeros((0, 2), dtype=np.float32))
+    output = OutputWithReadings(Inner(), readings).get_output()
+    assert getattr(output, READINGS_ATTRIBUTE) is readings
+    with pytest.raises(AttributeError):
+        getattr(ModelRunnerOutput(req_ids=[], req_id_to_index={}), READINGS_ATTRIBUTE)
