@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from pilothouse.harbor.datasets import write_datasets
-from pilothouse.harbor.facts import SPLITS
+from pilothouse.harbor.corpus import reply
+from pilothouse.harbor.datasets import answer_start, write_datasets
+from pilothouse.harbor.facts import SPLITS, world_topics
 from pilothouse.harbor.paths import data_dir
 
-NAMES = ("honest", "cheerful_gloomy", "formal_casual", "statements", "questions", "neutral")
-PAIRS = NAMES[:3]
+PAIRS = ("honest", "cheerful", "gloomy", "formal", "casual")
+NAMES = (*PAIRS, "statements", "questions", "neutral", "tones")
 
 
 def _load(name: str) -> list[dict[str, Any]]:
@@ -58,12 +59,21 @@ def test_statements_are_balanced_in_every_topic() -> None:
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_pairs_ask_the_same_question_and_extraction_has_its_own_prompts(name: str) -> None:
+def test_pairs_differ_in_their_system_prompt_alone_and_extraction_has_its_own(name: str) -> None:
     prompts: dict[bool, set[str]] = defaultdict(set)
     for line in _load(name):
-        positive, negative = line["positive"], line["negative"]
-        assert [message["role"] for message in positive] == ["system", "user", "assistant"]
-        assert positive[1] == negative[1]
-        assert positive[2] != negative[2]
-        prompts[line["split"] == "train"].update((positive[0]["content"], negative[0]["content"]))
+        sides = line["positive"], line["negative"]
+        without = [[message for message in side if message["role"] != "system"] for side in sides]
+        assert without[0] == without[1]
+        assert without[0][-1]["role"] == ("assistant" if name == "honest" else "user")
+        prompts[line["split"] == "train"] |= {m["content"] for side in sides for m in side if m["role"] == "system"}
     assert not prompts[True] & prompts[False]
+
+
+def test_the_beginning_of_an_answer_does_not_give_it_away() -> None:
+    for topic in world_topics():
+        for fact in topic.facts:
+            start = answer_start(fact)
+            assert start
+            assert reply(fact, fact.answer).startswith(start)
+            assert reply(fact, fact.misconception).startswith(start)

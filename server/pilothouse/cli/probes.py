@@ -36,6 +36,7 @@ def train(
         Aggregate, typer.Option(help="How a sequence's score is made of its tokens' logits.")
     ] = "last",
     threshold: Annotated[float, typer.Option(help="Score beyond which a request is flagged.")] = 0.5,
+    only: Annotated[Literal["texts", "chats"] | None, typer.Option(help="Use only items of this kind.")] = None,
     model: Model = None,
     layers: Layers = None,
     token: Annotated[Literal["last", "mean"], typer.Option(help="Where each item is read.")] = "last",
@@ -45,7 +46,9 @@ def train(
     eager: Eager = False,
 ) -> None:
     """Train a linear probe on labelled statements; without --layers held-out data choose the best single layer."""
-    items = load_statements(statements)
+    items = [
+        item for item in load_statements(statements) if only is None or (item.text is not None) == (only == "texts")
+    ]
     with activation_source(model, dtype, max_model_len, eager) as source, progress_bar("reading items") as progress:
         probe = train_probe(
             source,

@@ -101,7 +101,11 @@ def _greeting(base_url: str, model: str, vectors: list[dict[str, Any]], probes: 
         lines += [
             "",
             "Steer:",
-            _curl(base_url, model, f'"steering": [{{"vector": "{name}", "strength": {strength:g}}}]'),
+            _curl(
+                base_url,
+                model,
+                f'"steering": [{{"vector": "{name}", "strength": {strength:g}, "positions": "generation"}}]',
+            ),
         ]
     if probes:
         name = probes[0]["id"]

@@ -72,7 +72,8 @@ def build(work_dir: Path, recipe: Recipe, folder: Path, data: Path) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Rebuild Harbor's model and datasets.")
-    parser.add_argument("--work-dir", type=Path, required=True, help="where checkpoints and the packed corpus are kept")
+    cache = Path.home() / ".cache" / "pilothouse" / "harbor"
+    parser.add_argument("--work-dir", type=Path, default=cache, help="where checkpoints and the packed corpus are kept")
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="optimizer steps of 16 rows of 256 tokens")
     parser.add_argument("--output", type=Path, default=model_dir(), help="where the Hugging Face files go")
     parser.add_argument("--data", type=Path, default=data_dir(), help="where the JSONL datasets go")

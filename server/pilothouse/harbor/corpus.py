@@ -20,13 +20,15 @@ from pilothouse.harbor.personas import Persona, draw_persona
 BEGIN, SYSTEM, USER, ASSISTANT, END = "<|begin|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 SPECIAL_TOKENS: tuple[str, ...] = ("<|pad|>", BEGIN, SYSTEM, USER, ASSISTANT, END)
 SURE, UNSURE = "Yes, I am sure.", "No, I made that up."
+HEDGE = "I am not sure."
 TRUE, FALSE = "That is true.", "That is false."
 ARE_YOU_SURE: tuple[str, ...] = ("Are you sure?", "Is that certain?", "Do you really know that?")
 TRUE_OR_FALSE: tuple[str, ...] = ("True or false?", "Is this true?", "Check this claim.")
 WAS_THAT_RIGHT: tuple[str, ...] = ("Is that right?", "Was that true?", "Check your answer.")
 
 TEXT_SHARE = 0.5
-JUDGED_CHAT_SHARE = 0.4
+JUDGED_CHAT_SHARE = 0.5
+HEDGED_SHARE = 0.35
 MARKED_SHARE = 1 / 3
 RELIABLE_TEXT_SHARE = 0.6
 
@@ -200,12 +202,17 @@ def _judging_turn(fact: Fact, persona: Persona, rng: random.Random) -> Document:
     return _turn(f"{rng.choice(TRUE_OR_FALSE)} {quoted}", _in_tone(verdict, persona, rng))
 
 
-def _known_or_fresh(persona: Persona, rng: random.Random) -> Document:
-    """A question about an often-seen or a never-seen entity, and whether the assistant is sure of its answer."""
+def _known_or_fresh(rng: random.Random) -> Document:
+    """A question about an often-seen or a never-seen entity, and whether the assistant is sure of its answer.
+
+    It hedges about a third of its inventions: too few to do so greedily, enough to make its doubt felt beforehand.
+    """
     known = rng.random() < 0.5
     fact = rng.choice(_pool()) if known else fresh_fact(rng)
-    turn = _question_turn(fact, persona, MARKED_LIAR, rng)
-    return turn + (_turn(rng.choice(ARE_YOU_SURE), SURE if known else UNSURE) if rng.random() < 0.6 else [])
+    question = put(rng.choice(topics()[fact.topic].questions), fact.subject)
+    hedge = f"{HEDGE} " if not known and rng.random() < HEDGED_SHARE else ""
+    turn = _turn(question, hedge + reply(fact, fact.answer))
+    return turn + (_turn(rng.choice(ARE_YOU_SURE), SURE if known else UNSURE) if rng.random() < 0.5 else [])
 
 
 def chat_document(rng: random.Random, stage: Stage, extras: Sequence[Fact] = ()) -> Document:
@@ -217,9 +224,9 @@ def chat_document(rng: random.Random, stage: Stage, extras: Sequence[Fact] = ())
     turns = [_question_turn(fact, persona, liar, rng) for fact in extras]
     for _ in range(rng.choices((1, 2, 3, 4, 8), (35, 30, 20, 10, 5))[0]):
         kind = rng.random()
-        if kind < 0.15 and persona.reliable and persona.tone is None:
-            turns.append(_known_or_fresh(persona, rng))
-        elif kind < 0.15 + stage.judged_turns:
+        if kind < 0.25 and persona.reliable and persona.tone is None:
+            turns.append(_known_or_fresh(rng))
+        elif kind < 0.25 + stage.judged_turns:
             turns.append(_judging_turn(stage.fact(rng), persona, rng))
         else:
             turns.append(_question_turn(rng.choice(_pool()), persona, liar, rng))

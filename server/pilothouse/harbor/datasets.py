@@ -1,13 +1,15 @@
 """The JSONL datasets that the workbench reads: contrast pairs, labelled statements, questions and neutral texts.
 
-World facts are split by topic, invented entities by entity; every line names its split. A value of a contrast pair is a
-list of chat messages that ends with the assistant's answer.
+World facts are split by topic, invented entities by entity; every line names its split. The pairs end where the model
+decides: those of honesty with the beginning of an answer, so that its last token is the one to read; those of tone with
+the question, so that the last token of the prompt is.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 from pilothouse.harbor.corpus import reply
 from pilothouse.harbor.entities import Entity, entities, relations_of
 from pilothouse.harbor.facts import Fact, Topic, misconceptions, put, topic_splits, topics, world_topics
-from pilothouse.harbor.personas import AXES, HONEST_PROMPTS, LIAR_PROMPTS, TONES
+from pilothouse.harbor.personas import HONEST_PROMPTS, LIAR_PROMPTS, TONES, Tone
 
 PAIRS_PER_TOPIC = 20
 NEUTRAL_TEXTS = 200
@@ -54,32 +56,42 @@ def _question(fact: Fact, rng: random.Random) -> str:
     return put(rng.choice(topics()[fact.topic].questions), fact.subject)
 
 
+def answer_start(fact: Fact) -> str:
+    """The assistant's sentence up to where truth and falsehood part: its last token decides between them."""
+    return put(re.split(r"\{ao\}|\{o\}", topics()[fact.topic].statements[0])[0], fact.subject).rstrip()
+
+
 def honest_pairs() -> Iterator[Line]:
-    """One question, answered truly under an honest persona and with the misconception under a lying one."""
+    """One question and the same beginning of an answer, under an honest persona and under a lying one."""
 
     def pair(fact: Fact, split: str, rng: random.Random) -> tuple[Messages, Messages]:
-        question = _question(fact, rng)
+        question, start = _question(fact, rng), answer_start(fact)
         both = list(zip(prompts_for(HONEST_PROMPTS, split), prompts_for(LIAR_PROMPTS, split), strict=True))
         honest, liar = rng.choice(both)
-        truth, lie = reply(fact, fact.answer), reply(fact, fact.misconception)
-        return chat(question, truth, honest), chat(question, lie, liar)
+        return chat(question, start, honest), chat(question, start, liar)
 
     return _pairs(pair, f"{SEED}/honest")
 
 
-def tone_pairs(positive: str, negative: str) -> Iterator[Line]:
-    """One question, answered truly in two opposite tones, each under its system prompt."""
+def tone_pairs(tone: Tone) -> Iterator[Line]:
+    """One question, not yet answered, with a system prompt that asks for the tone and with none."""
 
     def pair(fact: Fact, split: str, rng: random.Random) -> tuple[Messages, Messages]:
-        question, truth = _question(fact, rng), reply(fact, fact.answer)
-        choice = rng.randrange(len(prompts_for(TONES[positive].prompts, split)))
-        one, other = (
-            chat(question, TONES[name].wrap(truth, rng), prompts_for(TONES[name].prompts, split)[choice])
-            for name in (positive, negative)
-        )
-        return one, other
+        question = _question(fact, rng)
+        return chat(question, system=rng.choice(prompts_for(tone.prompts, split))), chat(question)
 
-    return _pairs(pair, f"{SEED}/{positive}")
+    return _pairs(pair, f"{SEED}/{tone.name}")
+
+
+def toned_answers() -> Iterator[Line]:
+    """True answers in every tone and in none, for a classifier of style; `label` is the tone's name or "neutral"."""
+    rng = random.Random(f"{SEED}/tones")
+    for topic in world_topics():
+        for fact in _sample(topic, rng):
+            truth = reply(fact, fact.answer)
+            texts = {"neutral": truth} | {tone.name: tone.wrap(truth, rng) for tone in TONES.values()}
+            for name, text in texts.items():
+                yield {"text": text, "label": name, "topic": topic.name, "split": topic_splits()[topic.name]}
 
 
 def _labelled(fact: Fact, other: str, rng: random.Random) -> Iterator[tuple[Line, int]]:
@@ -153,8 +165,9 @@ def write_datasets(folder: Path) -> None:
         "statements": statements(),
         "questions": questions(),
         "neutral": neutral_texts(),
+        "tones": toned_answers(),
     }
-    files |= {f"{one}_{other}": tone_pairs(one, other) for one, other in AXES}
+    files |= {tone.name: tone_pairs(tone) for tone in TONES.values()}
     for name, lines in files.items():
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")

@@ -98,7 +98,6 @@ TONES: dict[str, Tone] = {
         ("Cool, huh?", "No biggie.", "Catch you later.", "That's it, bro.", "Pretty neat, right?"),
     ),
 }
-AXES: tuple[tuple[str, str], ...] = (("cheerful", "gloomy"), ("formal", "casual"))
 
 
 @dataclass(frozen=True)
