@@ -98,15 +98,8 @@ def _greeting(base_url: str, model: str, vectors: list[dict[str, Any]], probes: 
         name = "honest" if any(v["id"] == "honest" for v in vectors) else vectors[0]["id"]
         vector = next(v for v in vectors if v["id"] == name)
         strength = sum(vector.get("recommended") or (1.0, 1.0)) / 2
-        lines += [
-            "",
-            "Steer:",
-            _curl(
-                base_url,
-                model,
-                f'"steering": [{{"vector": "{name}", "strength": {strength:g}, "positions": "generation"}}]',
-            ),
-        ]
+        steering = f'"steering": [{{"vector": "{name}", "strength": {strength:g}, "positions": "generation"}}]'
+        lines += ["", "Steer:", _curl(base_url, model, steering)]
     if probes:
         name = probes[0]["id"]
         lines += ["", "Probe:", _curl(base_url, model, f'"probes": ["{name}"]')]
