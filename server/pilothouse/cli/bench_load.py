@@ -52,7 +52,6 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.client: httpx.AsyncClient | None = None
 
     def __enter__(self) -> Self:
         command = [sys.executable, *self._arguments, "--host", "127.0.0.1", "--port", str(self.port)]
@@ -77,14 +76,14 @@ class Server:
 
     async def wait_until_ready(self, timeout: float = 600) -> None:
         """Return once the server answers; StartupError with the end of its log when it dies or takes too long."""
-        self.client = httpx.AsyncClient(base_url=self.url, timeout=600, trust_env=False, limits=httpx.Limits())
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if self._process is None or self._process.poll() is not None:
                 break
             try:
-                if (await self.client.get("/health")).status_code == 200:
-                    return
+                async with httpx.AsyncClient(base_url=self.url, timeout=10, trust_env=False) as client:
+                    if (await client.get("/health")).status_code == 200:
+                        return
             except httpx.TransportError:
                 await asyncio.sleep(0.5)
         raise StartupError(f"the server did not start; the end of its log:\n{self.log_tail()}")
@@ -108,11 +107,11 @@ class Server:
 
 async def burst(server: Server, bodies: list[dict[str, Any]]) -> tuple[float, int]:
     """Send all bodies at once; seconds until the last answer, and tokens generated."""
-    if server.client is None:
-        raise RuntimeError("wait_until_ready first")
-    begin = time.perf_counter()
-    answers = await asyncio.gather(*(server.client.post("/v1/completions", json=body) for body in bodies))
-    seconds = time.perf_counter() - begin
+    # A client of its own: while a server is stopped, connections that were kept alive run out.
+    async with httpx.AsyncClient(base_url=server.url, timeout=600, trust_env=False) as client:
+        begin = time.perf_counter()
+        answers = await asyncio.gather(*(client.post("/v1/completions", json=body) for body in bodies))
+        seconds = time.perf_counter() - begin
     for answer in answers:
         answer.raise_for_status()
     return seconds, sum(answer.json()["usage"]["completion_tokens"] for answer in answers)
