@@ -3,6 +3,7 @@
 PYTHON  ?=
 VENV    := .venv
 BIN     := $(VENV)/bin
+HARBOR := server/pilothouse/harbor
 SOURCES := server/pilothouse steering_vectors/pilothouse probes/pilothouse tests
 ARGS    ?=
 
@@ -49,6 +50,12 @@ bench: setup ## what steering and probing cost, against plain vLLM
 
 harbor: setup ## make the embedded model and its artefacts again
 	$(BIN)/python -m pilothouse.harbor.build $(ARGS)
+	$(BIN)/pilothouse vectors extract $(HARBOR)/data/honest.jsonl --name honest --layers 1 --split train \
+		--recommended 0.5 1.5 --out $(HARBOR)/vectors/honest.safetensors
+	$(BIN)/pilothouse vectors extract $(HARBOR)/data/cheerful.jsonl --name cheerful --layers 2 --split train \
+		--recommended 1 3 --out $(HARBOR)/vectors/cheerful.safetensors
+	$(BIN)/pilothouse probes train $(HARBOR)/data/statements.jsonl --only texts --name truthfulness --layers 5 \
+		--out $(HARBOR)/probes/truthfulness.safetensors
 
 clean: ## remove caches and builds; .venv stays
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis bench/scratch

@@ -146,7 +146,7 @@ async def test_a_declared_length_over_the_limit_is_refused_unread(path: str) -> 
 
 
 async def test_a_mounted_application_is_guarded_too() -> None:
-    _, sent = await drive([part(b'{"probes":[]}', False)], path="/root/v1/embeddings", root_path="/root")
+    _, sent = await drive([part(b'{"probes":[]}', False)], path="/prefix/v1/embeddings", root_path="/prefix")
     assert sent[0]["status"] == 400
 
 
