@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from pilothouse.core.config import EngineLayout
 from pilothouse.core.errors import BadRequest
 from pilothouse.core.messages import CacheSpan, plan_decoder, plan_encoder
-from pilothouse.core.plans import END, Plan, PositionRange, Positions, resolve_positions, segments
+from pilothouse.core.plans import END, Direction, Edit, Plan, PositionRange, Positions, resolve_positions, segments
 from pilothouse.engine.prefix_cache import edit_keys
-from pilothouse.engine.wire import resolve
+from pilothouse.engine.wire import largest_edit, resolve
 
 
 @pytest.mark.parametrize(
@@ -99,3 +99,19 @@ def test_too_many_overlaps_and_too_many_probes_are_refused() -> None:
     readouts = tuple(make.readout(rng, [0]) for _ in range(3))
     with pytest.raises(BadRequest, match="probes"):
         resolve(Plan((), readouts), 5, EngineLayout(readouts=2))
+
+
+@pytest.mark.parametrize("share", [0.4, 0.6])
+def test_edits_that_could_overflow_the_stream_together_are_refused(share: float) -> None:
+    """An overflow would put NaN into cache blocks that other requests get next."""
+    largest = largest_edit(64, float(np.finfo(np.float32).max))
+    assert 64 * largest**2 < float(np.finfo(np.float32).max)
+    assert largest_edit(64, 65504.0) < 65504.0
+    row = Direction({1: np.ones(64, dtype=np.float32)})
+    plan = Plan(tuple(Edit("v", row, {1: share * largest}, "all") for _ in range(2)))
+    if share < 0.5:
+        resolve(plan, 5, EngineLayout(), largest)
+        return
+    with pytest.raises(BadRequest, match="overflows") as caught:
+        resolve(plan, 5, EngineLayout(), largest)
+    assert caught.value.param == "steering"
