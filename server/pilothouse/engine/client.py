@@ -148,11 +148,6 @@ class SteeringClient:
         self._engine.engine_core.add_request_async = self.add_request_async
         self._engine.output_processor.process_outputs = self.process_outputs
 
-    @property
-    def in_flight(self) -> int:
-        """Generated sequences whose outputs are awaited."""
-        return len(self._choices)
-
     def generate(self, prompt: Any, sampling_params: Any, request_id: str, **kwargs: Any) -> AsyncGenerator[Any, None]:
         """vLLM's `generate` with the current session's plan, or the server's default probes.
 

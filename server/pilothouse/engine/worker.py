@@ -28,10 +28,6 @@ class SteeringWorker(_PlatformWorker):
             report_startup_failure(str(error))
             raise
 
-    def pilothouse_sites(self) -> list[int]:
-        """Layers that have a site on this worker."""
-        return list(self.model_runner.pilothouse_board.sites)
-
     def pilothouse_captures(self) -> list[tuple[str, int, bytes]]:
         """Streams kept since the last call (capture mode): request, layer, float32 bytes of [n_tokens, d_model].
 
