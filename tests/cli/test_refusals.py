@@ -86,6 +86,8 @@ def test_a_probe_that_does_not_fit(
     [
         (["--pipeline-parallel-size", "2"], "pipeline parallelism"),
         (["--api-server-count", "2"], "several API servers"),
+        (["--kv-events-config", '{"enable_kv_cache_events": true}'], "KV events"),
+        (["--kv-offloading-size", "1"], "KV connectors"),
         (["--sites", "2,9"], "sites [9] do not exist"),
         (["--sites", "first"], "--sites takes layer numbers"),
         (["--scheduler-cls", "some.Other"], "--scheduler-cls is taken"),

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
-from pilothouse.core.messages import READINGS_ATTRIBUTE, StepReadings, WireDirections
+from pilothouse.core.messages import WireDirections
 from pilothouse.core.plans import Direction
 from pilothouse.engine.client import Courier
 from pilothouse.engine.directions import DirectionStore
-from pilothouse.engine.runner import OutputWithReadings
 
 DIRECTIONS = [Direction({0: np.full(4, i, dtype=np.float32)}) for i in range(5)]
 SIZE = 16
@@ -133,16 +130,3 @@ def test_a_client_cannot_make_another_clients_direction_disappear() -> None:
     assert not store.missing([one.digest])
     store.take(1, WireDirections(forget=(one.digest,)))
     assert store.missing([one.digest])
-
-
-def test_readings_join_an_asynchronous_output_when_it_is_waited_for() -> None:
-    class Inner(AsyncModelRunnerOutput):  # type: ignore[misc]
-        def get_output(self) -> ModelRunnerOutput:
-            return ModelRunnerOutput(req_ids=["a"], req_id_to_index={"a": 0})
-
-    nothing = np.zeros(0, dtype=np.int64)
-    readings = StepReadings(["a"], nothing, nothing, nothing, nothing, np.zeros((0, 2), dtype=np.float32))
-    output = OutputWithReadings(Inner(), readings).get_output()
-    assert getattr(output, READINGS_ATTRIBUTE) is readings
-    with pytest.raises(AttributeError):
-        getattr(ModelRunnerOutput(req_ids=[], req_id_to_index={}), READINGS_ATTRIBUTE)

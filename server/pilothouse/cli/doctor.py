@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pilothouse.cli.harbor import harbor_arguments
 from pilothouse.core.errors import PilothouseError
 from pilothouse.engine.support import require_supported_environment
 from pilothouse.engine.versions import require_supported_vllm
@@ -31,9 +33,16 @@ class Finding:
     detail: str
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
-    """Check the installation; exit status 1 when something that serving needs is wrong."""
+def doctor(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    self_test: Annotated[bool, typer.Option(help="Load the model and compare with a reference.")] = True,
+) -> None:
+    """Check the installation and, on MODEL with any flag of `vllm serve` (or the embedded model), that steering steers
+    and reading reads; exit status 1 when something that serving needs is wrong."""
     findings = [_run(name, check) for name, check in CHECKS.items()]
+    if self_test:
+        findings.append(_run("self-test", lambda: _self_test(list(context.args))))
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings]))
     else:
@@ -89,6 +98,17 @@ def _plugin() -> str:
 def _environment() -> str:
     require_supported_environment()
     return "nothing in the way"
+
+
+def _self_test(arguments: list[str]) -> str:
+    """The start-up self-test of a server, on an engine of its own."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    from pilothouse.engine.launch import names_model
+    from pilothouse.engine.selftest import check_model
+
+    if not names_model(arguments):
+        arguments = [str(model_dir()), *harbor_arguments(arguments)]
+    return str(check_model(arguments))
 
 
 def _harbor() -> str:

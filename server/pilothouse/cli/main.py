@@ -17,7 +17,7 @@ app = typer.Typer(
 app.add_typer(vectors.app, name="vectors", help="Make and inspect steering vectors.")
 app.add_typer(probes.app, name="probes", help="Make and inspect probes.")
 app.command("serve", context_settings=serve.CONTEXT)(serve.serve)
-app.command("doctor")(doctor.doctor)
+app.command("doctor", context_settings=serve.CONTEXT)(doctor.doctor)
 app.command("bench")(bench.bench)
 
 

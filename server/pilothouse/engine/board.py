@@ -6,6 +6,7 @@ batches; no Python runs per token, and nothing is allocated on the device.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from pilothouse.core.sites import Float32
 from pilothouse.engine.sites import Site, StepBuffers
 
 NEVER = np.iinfo(np.int64).max
+NO_SCORES = np.empty((0, 0), dtype=np.float32)
 Ints = npt.NDArray[np.int64]
 
 
@@ -96,7 +98,6 @@ class Board:
         self.spans = SpanTable(max_spans=2 * layout.rows_per_slot)
         self.directions: dict[bytes, dict[int, torch.Tensor]] = {}
         self.captures: dict[str, dict[int, list[Float32]]] = {}
-        self._staging = torch.zeros(buffers.rows.shape[0], dtype=torch.int64, pin_memory=buffers.rows.is_cuda)
         self._rows_set = 0
         self._step: _Step | None = None
 
@@ -154,6 +155,14 @@ class Board:
 
     def readings(self) -> StepReadings | None:
         """What the step just run gave for the requests that have a plan; None when there were none."""
+        pending = self.start_reading()
+        return None if pending is None else pending.take()
+
+    def start_reading(self) -> "PendingReadings | None":
+        """Begin to copy out what the step just run gave; None when it ran no request with a plan.
+
+        On a GPU the copy is queued behind the step, before the next one may overwrite the scores, and nobody waits.
+        """
         step, self._step = self._step, None
         if step is None:
             return None
@@ -163,18 +172,18 @@ class Board:
             return None
         read_from = self.spans.read_from[step.token_lines]
         wanted = step.positions >= read_from
-        scores = self.buffers.scores[: len(wanted)].cpu().numpy()[wanted]
         edited = np.add.reduceat((step.rows > 0).astype(np.int64), step.offsets)
         kept = np.add.reduceat(wanted.astype(np.int64), step.offsets)
         pick = step.planned
-        return StepReadings(
+        readings = StepReadings(
             request_ids=[step.request_ids[i] for i in pick],
             starts=step.computed[pick],
             counts=step.counts[pick],
             edited=edited[pick],
             scored=kept[pick],
-            scores=scores,
+            scores=NO_SCORES,
         )
+        return PendingReadings(readings, self.buffers.scores[: len(wanted)], wanted)
 
     def take_captures(self) -> dict[str, dict[int, Float32]]:
         """The streams kept since the last call: by request and layer, [n_tokens, d_model] float32."""
@@ -202,8 +211,11 @@ class Board:
         n_tokens = len(rows)
         if self._rows_set > n_tokens:
             self.buffers.rows[n_tokens : self._rows_set].zero_()
-        self._staging[:n_tokens].numpy()[:] = rows
-        self.buffers.rows[:n_tokens].copy_(self._staging[:n_tokens], non_blocking=True)
+        staged = torch.from_numpy(rows)
+        if self.buffers.rows.is_cuda:
+            # Fresh pinned memory, which PyTorch keeps until the copy is done: steps that run ahead never share it.
+            staged = staged.pin_memory()
+        self.buffers.rows[:n_tokens].copy_(staged, non_blocking=True)
         self._rows_set = n_tokens
 
     def _keep_captures(self, step: "_Step") -> None:
@@ -212,6 +224,27 @@ class Board:
             kept = self.captures.setdefault(request_id, {layer: [] for layer in self.sites})
             for layer, site in self.sites.items():
                 kept[layer].append(site.captured[begin:end].cpu().numpy().copy())
+
+
+class PendingReadings:
+    """Readings whose scores may still be on their way from the device."""
+
+    def __init__(self, readings: StepReadings, scores: torch.Tensor, wanted: npt.NDArray[np.bool_]) -> None:
+        """scores: [n_tokens, readout columns] of the step's tokens; wanted: which of these rows are sent back."""
+        self._readings = readings
+        self._wanted = wanted
+        self._copied: torch.cuda.Event | None = None
+        # On the CPU a clone: the next step overwrites the scores. From a GPU this is a queued copy to pinned memory.
+        self._scores = scores.to("cpu", non_blocking=True, copy=True)
+        if scores.is_cuda:
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def take(self) -> StepReadings:
+        """The readings, complete; waits for the copy."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return replace(self._readings, scores=self._scores.numpy()[self._wanted])
 
 
 class _Step:

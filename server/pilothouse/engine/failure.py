@@ -5,7 +5,12 @@ the reason writes it there, and the launcher prints it as the last line.
 """
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from pilothouse.core.errors import StartupError
 
 FAILURE_FILE_ENV = "PILOTHOUSE_FAILURE_FILE"
 
@@ -22,3 +27,16 @@ def reported_failure() -> str | None:
     if not path or not Path(path).is_file():
         return None
     return Path(path).read_text(encoding="utf-8") or None
+
+
+@contextmanager
+def startup_failures() -> Iterator[None]:
+    """Turn whatever ends the block into StartupError with the reason that another process reported, if one did."""
+    with tempfile.TemporaryDirectory(prefix="pilothouse-") as folder:
+        os.environ[FAILURE_FILE_ENV] = str(Path(folder) / "failure")
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            if reason := reported_failure():
+                raise StartupError(reason) from error
+            raise

@@ -2,15 +2,13 @@
 
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from pilothouse.core.config import EngineLayout
 from pilothouse.core.errors import StartupError
 from pilothouse.core.sites import ModelShape
-from pilothouse.engine.failure import FAILURE_FILE_ENV, reported_failure
+from pilothouse.engine.failure import startup_failures
 from pilothouse.engine.options import SCHEDULER, WORKER, compile_key
 from pilothouse.engine.support import model_shape, require_supported_config, require_supported_environment
 from pilothouse.engine.versions import require_supported_vllm
@@ -21,10 +19,9 @@ PLUGIN = "pilothouse"
 def prepare_environment() -> None:
     """Settings that must be there before vLLM is imported, for every process of the server."""
     require_supported_environment()
-    if os.environ.get("VLLM_USE_V2_MODEL_RUNNER", "0") not in ("", "0", "false", "False"):
-        raise StartupError("this release of Pilothouse does not serve with vLLM's V2 model runner: unset its variable")
     os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*_plugins(), PLUGIN]))
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    # The V1 runner is the one that has been run with sites. Whoever asks for V2 gets it, behind the start-up self-test.
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
 
 
 def serve(
@@ -43,22 +40,16 @@ def serve(
     """
     require_supported_vllm()
     prepare_environment()
-    args = _parse(arguments, layout)
+    args = parse_arguments(arguments, layout)
     if args.api_key and admin_key:
         args.api_key = [*args.api_key, admin_key]
-    engine_config = _engine_config(args)
-    require_supported_config(engine_config)
+    config = engine_config(args)
+    require_supported_config(config)
     names = args.served_model_name or [args.model]
-    check(model_shape(engine_config, layout.sites), names)
-    with tempfile.TemporaryDirectory(prefix="pilothouse-") as folder:
-        os.environ[FAILURE_FILE_ENV] = str(Path(folder) / "failure")
+    check(model_shape(config, layout.sites), names)
+    with startup_failures():
         _verify_live(lambda: ready(_base_url(args), names[0]))
-        try:
-            _serve_command().cmd(args)
-        except (Exception, SystemExit) as error:
-            if reason := reported_failure():
-                raise StartupError(reason) from error
-            raise
+        _serve_command().cmd(args)
 
 
 def names_model(arguments: Sequence[str]) -> bool:
@@ -75,7 +66,8 @@ def _parser() -> Any:
     return make_arg_parser(FlexibleArgumentParser(prog="pilothouse serve"))
 
 
-def _parse(arguments: Sequence[str], layout: EngineLayout) -> Any:
+def parse_arguments(arguments: Sequence[str], layout: EngineLayout) -> Any:
+    """`arguments` of `vllm serve` as vLLM parses them, with the seams filled in."""
     from vllm.entrypoints.launchers.cli_args import validate_parsed_serve_args
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 
@@ -103,7 +95,8 @@ def _serve_command() -> Any:
     return ServeSubcommand()
 
 
-def _engine_config(args: Any) -> Any:
+def engine_config(args: Any) -> Any:
+    """vLLM's configuration for parsed arguments."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
 

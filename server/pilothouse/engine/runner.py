@@ -1,21 +1,24 @@
-"""The V1 model runner with sites: installed at load, rows mapped once the batch order is final, readings attached.
+"""Model runners with sites: installed at load, rows mapped once the batch order is final, readings attached.
 
-Seam: `GPUModelRunner` of vllm/v1/worker/gpu_model_runner.py and its CPU subclass (load_model, execute_model,
-_prepare_inputs, sample_tokens, _dummy_run), held by a contract test.
+Seams: the V1 `GPUModelRunner` of vllm/v1/worker/gpu_model_runner.py with its CPU subclass, and the V2 `GPUModelRunner`
+of vllm/v1/worker/gpu/model_runner.py (load_model, execute_model, sample_tokens, _dummy_run, capture_model of both;
+_prepare_inputs of V1, prepare_inputs of V2), held by contract tests.
 """
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import nn
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, AsyncModelRunnerOutput, ModelRunnerOutput
 
 from pilothouse.core.config import LAYOUT_KEY, EngineLayout
-from pilothouse.core.messages import ORDERS_ATTRIBUTE, READINGS_ATTRIBUTE, StepReadings
-from pilothouse.engine.board import Board
+from pilothouse.core.messages import ORDERS_ATTRIBUTE, READINGS_ATTRIBUTE
+from pilothouse.engine.board import Board, PendingReadings
 from pilothouse.engine.placement import find_blocks, require_live_stream
 from pilothouse.engine.sites import install_sites
 
 if TYPE_CHECKING:
+    from vllm.v1.worker.gpu.input_batch import InputBatch
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner as _Base
 else:
     _Base = object
@@ -27,9 +30,10 @@ def layout_of(vllm_config: Any) -> EngineLayout:
 
 
 class SteeringRunner(_Base):
-    """Mixed in front of the platform's own runner class; adds no step of its own, only work around vLLM's."""
+    """What both runners share. Mixed in front of the platform's own class; adds no step, only work around vLLM's."""
 
     pilothouse_board: Board
+    pilothouse_blocks: dict[int, nn.Module]
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
@@ -46,6 +50,7 @@ class SteeringRunner(_Base):
             max_tokens=self._pilothouse_max_tokens(),
             device=self.device,
         )
+        self.pilothouse_blocks = blocks
         self.pilothouse_board = Board(layout, buffers, sites)
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
@@ -54,26 +59,23 @@ class SteeringRunner(_Base):
             self.pilothouse_board.obey(orders)
         return super().execute_model(scheduler_output, *args, **kwargs)
 
-    def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: np.ndarray) -> Any:
-        prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
-        batch = self.input_batch
-        computed = batch.num_computed_tokens_cpu[: batch.num_reqs].astype(np.int64)
-        self.pilothouse_board.map_tokens(batch.req_ids, num_scheduled_tokens.astype(np.int64), computed)
-        return prepared
-
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         output = super().sample_tokens(*args, **kwargs)
-        readings = self.pilothouse_board.readings()
-        if readings is None or output is EMPTY_MODEL_RUNNER_OUTPUT:
+        pending = self.pilothouse_board.start_reading()
+        if pending is None or output is None or output is EMPTY_MODEL_RUNNER_OUTPUT:
             return output
         if isinstance(output, AsyncModelRunnerOutput):
-            return OutputWithReadings(output, readings)
-        setattr(output, READINGS_ATTRIBUTE, readings)
+            return OutputWithReadings(output, pending)
+        setattr(output, READINGS_ATTRIBUTE, pending.take())
         return output
 
     def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:
         self.pilothouse_board.reset_rows()
         return super()._dummy_run(*args, **kwargs)
+
+    def capture_model(self, *args: Any, **kwargs: Any) -> Any:
+        self.pilothouse_board.reset_rows()
+        return super().capture_model(*args, **kwargs)
 
     def _pilothouse_max_tokens(self) -> int:
         """Tokens of the largest padded batch: buffers are never bound anew after tracing."""
@@ -81,20 +83,43 @@ class SteeringRunner(_Base):
         return max(int(self.max_num_tokens), captured, int(self.scheduler_config.max_num_seqs)) + 64
 
 
+class SteeringRunnerV1(SteeringRunner):
+    """For vLLM's V1 runner, the one that runs on CPU."""
+
+    def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: np.ndarray) -> Any:
+        prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
+        batch = self.input_batch
+        computed = batch.num_computed_tokens_cpu[: batch.num_reqs].astype(np.int64)
+        self.pilothouse_board.map_tokens(batch.req_ids, num_scheduled_tokens.astype(np.int64), computed)
+        return prepared
+
+
+class SteeringRunnerV2(SteeringRunner):
+    """For vLLM's V2 runner, its default on GPU."""
+
+    def prepare_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        batch: InputBatch = super().prepare_inputs(*args, **kwargs)
+        counts = batch.num_scheduled_tokens[: batch.num_reqs].astype(np.int64)
+        computed = batch.num_computed_tokens_np[: batch.num_reqs].astype(np.int64)
+        self.pilothouse_board.map_tokens(batch.req_ids, counts, computed)
+        return batch
+
+
 class OutputWithReadings(AsyncModelRunnerOutput):
     """An asynchronous output whose readings join it when it is waited for."""
 
-    def __init__(self, inner: AsyncModelRunnerOutput, readings: StepReadings) -> None:
+    def __init__(self, inner: AsyncModelRunnerOutput, pending: PendingReadings) -> None:
         self._inner = inner
-        self._readings = readings
+        self._pending = pending
 
     def get_output(self) -> ModelRunnerOutput:
         output = self._inner.get_output()
-        setattr(output, READINGS_ATTRIBUTE, self._readings)
+        setattr(output, READINGS_ATTRIBUTE, self._pending.take())
         return output
 
 
 def give_sites(runner: Any) -> None:
-    """Put `SteeringRunner` in front of the class of a runner that has not loaded its model yet."""
+    """Put the mixin for its generation in front of the class of a runner that has not loaded its model yet."""
     base = type(runner)
-    runner.__class__ = type(f"Steering{base.__name__}", (SteeringRunner, base), {})
+    mixin = SteeringRunnerV1 if hasattr(base, "_prepare_inputs") else SteeringRunnerV2
+    runner.__class__ = type(f"Steering{base.__name__}", (mixin, base), {})

@@ -26,11 +26,17 @@ def require_supported_config(vllm_config: Any) -> None:
         (vllm_config.speculative_config is not None, "speculative decoding"),
         (vllm_config.lora_config is not None, "LoRA adapters"),
         (vllm_config.kv_transfer_config is not None, "KV connectors"),
+        (_publishes_kv_events(vllm_config), "KV events: their readers know token ids, not what was edited on them"),
         (vllm_config.cache_config.kv_sharing_fast_prefill, "kv_sharing_fast_prefill"),
     ]
     for refused, what in refusals:
         if refused:
             raise StartupError(f"this release of Pilothouse does not serve with {what}")
+
+
+def _publishes_kv_events(vllm_config: Any) -> bool:
+    events = vllm_config.kv_events_config
+    return events is not None and bool(events.enable_kv_cache_events)
 
 
 def model_shape(vllm_config: Any, sites: tuple[int, ...] | None) -> ModelShape:

@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from vllm.platforms import current_platform
 
 from pilothouse.core.errors import StartupError
+from pilothouse.engine import reference
 from pilothouse.engine.failure import report_startup_failure
 from pilothouse.engine.runner import give_sites
 
@@ -27,6 +29,14 @@ class SteeringWorker(_PlatformWorker):
         except StartupError as error:
             report_startup_failure(str(error))
             raise
+
+    def pilothouse_reference(self, request: bytes) -> bytes | str | None:
+        """A sequence through the slow and obvious path of `engine.reference`, encoded."""
+        return reference.answer(self.model_runner, request)
+
+    def pilothouse_poison(self) -> None:
+        """Fill the scores with NaN, so that one that is not written shows."""
+        self.model_runner.pilothouse_board.buffers.scores.fill_(torch.nan)
 
     def pilothouse_captures(self) -> list[tuple[str, int, bytes]]:
         """Streams kept since the last call (capture mode): request, layer, float32 bytes of [n_tokens, d_model].

@@ -1,0 +1,254 @@
+"""The start-up self-test: on the model that is loaded, does steering steer and does reading read?
+
+Requests go the whole way that served ones go (client, scheduler, slots, compiled graph, readings back) in one mixed
+batch, and what comes back is held against `engine.reference`. The scores are poisoned first. A server that fails does
+not start: a steer that silently does not happen is worse than none.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from pilothouse.core.config import EngineLayout, Limits
+from pilothouse.core.errors import StartupError
+from pilothouse.core.plans import Direction, Edit, Plan, Positions, Readout
+from pilothouse.core.serving import RequestSession
+from pilothouse.core.sites import Float32, ModelShape
+from pilothouse.core.tracks import ChoiceTrack, PromptTrack
+from pilothouse.engine.client import SteeringClient, current_session
+from pilothouse.engine.failure import startup_failures
+from pilothouse.engine.launch import engine_config, parse_arguments, prepare_environment
+from pilothouse.engine.reference import NoReferenceError, ReferenceAnswer, ReferenceRequest, decode
+from pilothouse.engine.runner import layout_of
+from pilothouse.engine.support import model_shape, require_supported_config
+from pilothouse.engine.versions import require_supported_vllm
+
+N_PROMPT = 12
+N_GENERATED = 3
+N_BEST = 8
+STRENGTH = 0.7
+"""Length of what is added, in lengths of the stream."""
+
+TOLERANCE = {torch.float32: 0.01, torch.float16: 0.3, torch.bfloat16: 0.3}
+"""Largest difference from the reference, in units of what steering changes or of the spread of the readouts. Rounding
+stays below (2e-6 measured in float32, 0.08 in bfloat16); an edit or a score that is missing or misplaced makes 1."""
+
+LEAST_MOVEMENT = 1e-3
+"""Nats. Where even the reference moves less than this, the model does not listen to its residual stream."""
+
+_numbers = count()
+
+
+@dataclass(frozen=True)
+class SelfTestReport:
+    """What was measured, in the units of `TOLERANCE`; `skipped` says why there was nothing to compare with."""
+
+    movement: float = 0.0
+    steering_error: float = 0.0
+    identity_error: float = 0.0
+    readout_error: float = 0.0
+    skipped: str | None = None
+
+    def __str__(self) -> str:
+        if self.skipped is not None:
+            return f"not compared with a reference: {self.skipped}"
+        return (
+            f"steering moved log-probabilities by {self.movement:.3g} nats and differs from the reference by "
+            f"{self.steering_error:.1e} of that, zero strength by {self.identity_error:.1e}; readouts differ by "
+            f"{self.readout_error:.1e} of their spread"
+        )
+
+
+@dataclass
+class _Session:
+    """The part of a `RequestSession` that the engine's client needs."""
+
+    plan: Plan
+    track: PromptTrack | None = None
+
+    def add_prompt(self, track: PromptTrack) -> None:
+        self.track = track
+
+    def close(self, error: str | None = None) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One request as it was served: generated tokens, and the log-probabilities of the best ones at each of them."""
+
+    plan: Plan
+    generated: list[int]
+    best: list[dict[int, float]]
+    track: ChoiceTrack
+
+
+async def self_test(engine_client: Any) -> SelfTestReport:
+    """Raise StartupError, saying what is wrong, unless the running engine steers and reads as the reference does.
+
+    engine_client: with the seams of `SteeringClient` in place.
+    """
+    config = engine_client.model_config
+    if 0 <= config.max_logprobs < N_BEST:
+        return SelfTestReport(skipped=f"--max-logprobs below {N_BEST}")
+    shape = model_shape(engine_client.vllm_config, layout_of(engine_client.vllm_config).sites)
+    prompt = _prompt(config.get_vocab_size(), min(N_PROMPT, config.max_model_len - N_GENERATED))
+    try:
+        plain = await _reference(engine_client, prompt, [], Plan())
+    except NoReferenceError as error:
+        return SelfTestReport(skipped=str(error))
+    steered = _steering_plan(shape, plain.norms, STRENGTH)
+    plans = [Plan(), steered, _steering_plan(shape, plain.norms, 0.0), _reading_plan(shape)]
+    await engine_client.collective_rpc("pilothouse_poison")
+    # A gathered batch: plain, steered and read requests share their steps.
+    trials = await asyncio.gather(*(_serve(engine_client, prompt, plan) for plan in plans))
+    tolerance = TOLERANCE[config.dtype]
+    movement, steering_error = await _steering(engine_client, prompt, trials[1])
+    report = SelfTestReport(
+        movement,
+        steering_error / movement,
+        max([await _error(engine_client, prompt, trial, Plan()) for trial in (trials[0], trials[2])]) / movement,
+        await _readout_error(engine_client, prompt, trials[3]),
+    )
+    for found, what in (
+        (report.steering_error, "a steered request differs from the reference"),
+        (report.identity_error, "a request without steering, or with strength zero, differs from the reference"),
+        (report.readout_error, "readouts differ from the reference"),
+    ):
+        if not found <= tolerance:
+            raise StartupError(f"self-test failed: {what} ({report}; {tolerance} is allowed)")
+    return report
+
+
+def check_model(arguments: Sequence[str]) -> SelfTestReport:
+    """Start an engine by arguments of `vllm serve` and run `self_test` on it; other failures to start pass through."""
+    require_supported_vllm()
+    prepare_environment()
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    layout = EngineLayout()
+    config = engine_config(parse_arguments(arguments, layout))
+    require_supported_config(config)
+
+    async def check() -> SelfTestReport:
+        engine = AsyncLLM.from_vllm_config(config)
+        try:
+            SteeringClient(engine, layout, _no_defaults, Limits().adhoc_cache_bytes).install()
+            return await self_test(engine)
+        finally:
+            engine.shutdown()
+
+    with startup_failures():
+        return asyncio.run(check())
+
+
+def _no_defaults() -> RequestSession:
+    raise StartupError("a request of the self-test came without its session")
+
+
+def _prompt(n_vocabulary: int, n_tokens: int) -> list[int]:
+    """Token ids spread over the vocabulary, the same at each start."""
+    rng = np.random.default_rng(0)
+    return [int(token) for token in rng.integers(0, n_vocabulary, size=max(n_tokens, 1))]
+
+
+def _direction(rng: np.random.Generator, layers: list[int], d_model: int) -> Direction:
+    """A row of length 1 for each of `layers`."""
+    rows = {layer: rng.normal(size=d_model).astype(np.float32) for layer in layers}
+    return Direction({layer: row / np.linalg.norm(row) for layer, row in rows.items()})
+
+
+def _steering_plan(shape: ModelShape, norms: dict[int, float], strength: float) -> Plan:
+    """Two edits: everywhere at the middle site, and on generated tokens at the last but one."""
+    rng = np.random.default_rng(1)
+    places: list[tuple[int, Positions]] = [
+        (shape.sites[len(shape.sites) // 2], "all"),
+        (shape.sites[max(len(shape.sites) - 2, 0)], "generation"),
+    ]
+    edits = [
+        Edit("self-test", _direction(rng, [layer], shape.d_model), {layer: strength * norms[layer]}, positions)
+        for layer, positions in places
+    ]
+    return Plan(tuple(edits))
+
+
+def _reading_plan(shape: ModelShape) -> Plan:
+    """The first site, the last one, and the sum over all."""
+    rng = np.random.default_rng(2)
+    layers = [[shape.sites[0]], [shape.sites[-1]], list(shape.sites)]
+    return Plan((), tuple(Readout("self-test", _direction(rng, chosen, shape.d_model)) for chosen in layers), True)
+
+
+async def _serve(engine_client: Any, prompt: list[int], plan: Plan) -> _Trial:
+    from vllm import SamplingParams
+
+    params = SamplingParams(max_tokens=N_GENERATED, temperature=0.0, ignore_eos=True, logprobs=N_BEST, detokenize=False)
+    session = _Session(plan)
+    token = current_session.set(session)  # type: ignore[arg-type]
+    try:
+        outputs = engine_client.generate(
+            {"prompt_token_ids": prompt, "type": "token"}, params, f"pilothouse-self-test-{next(_numbers)}"
+        )
+    finally:
+        current_session.reset(token)
+    last = None
+    async for output in outputs:
+        last = output
+    if last is None or session.track is None:
+        raise StartupError("self-test failed: the engine gave no output")
+    choice = last.outputs[0]
+    best = [{token: entry.logprob for token, entry in position.items()} for position in choice.logprobs]
+    return _Trial(plan, list(choice.token_ids), best, session.track.choices[0])
+
+
+async def _reference(engine_client: Any, prompt: list[int], generated: list[int], plan: Plan) -> ReferenceAnswer:
+    request = msgspec.msgpack.encode(ReferenceRequest.of(prompt, generated, plan))
+    return decode(await engine_client.collective_rpc("pilothouse_reference", args=(request,)))
+
+
+async def _expected(engine_client: Any, prompt: list[int], trial: _Trial, plan: Plan) -> Float32:
+    """Log-probabilities of the best tokens of `trial` by the reference, [N_GENERATED x at least N_BEST]."""
+    found = await _reference(engine_client, prompt, trial.generated, plan)
+    table = found.table(len(prompt) + len(trial.generated))
+    rows = [table[len(prompt) - 1 + i, list(best)] for i, best in enumerate(trial.best)]
+    return _centred(rows)
+
+
+def _measured(trial: _Trial) -> Float32:
+    return _centred([np.array(list(best.values()), dtype=np.float32) for best in trial.best])
+
+
+def _centred(rows: list[Float32]) -> Float32:
+    """Differences within each position only: servers may be told to report logits instead of log-probabilities."""
+    return np.concatenate([row - row.mean() for row in rows])
+
+
+async def _error(engine_client: Any, prompt: list[int], trial: _Trial, plan: Plan) -> float:
+    """Largest difference of log-probabilities between `trial` and the reference under `plan`, in nats."""
+    return float(np.abs(_measured(trial) - await _expected(engine_client, prompt, trial, plan)).max())
+
+
+async def _steering(engine_client: Any, prompt: list[int], trial: _Trial) -> tuple[float, float]:
+    """How far the reference says that steering moves log-probabilities, and how far the engine is from it, in nats."""
+    with_it, without = [await _expected(engine_client, prompt, trial, plan) for plan in (trial.plan, Plan())]
+    movement = float(np.abs(with_it - without).max())
+    if not movement >= LEAST_MOVEMENT:
+        raise StartupError(f"self-test failed: strong steering moves log-probabilities by only {movement:.1e} nats")
+    return movement, await _error(engine_client, prompt, trial, trial.plan)
+
+
+async def _readout_error(engine_client: Any, prompt: list[int], trial: _Trial) -> float:
+    """Largest difference of readouts, in standard deviations of each; infinite when one is missing."""
+    n_tokens = len(prompt) + len(trial.generated)
+    found = await _reference(engine_client, prompt, trial.generated, trial.plan)
+    # The last generated token is not fed back.
+    expected = found.scores(n_tokens)[:-1]
+    measured = trial.track.scores(0, n_tokens - 1)
+    error = np.abs(measured - expected).max(axis=0) / np.maximum(expected.std(axis=0), np.finfo(np.float32).tiny)
+    return float(error.max()) if np.isfinite(error).all() else float("inf")
