@@ -1,10 +1,11 @@
 """The scheduler with slots: a request runs only when its plan has a slot and its probes have columns.
 
 Seam: `Scheduler` and `AsyncScheduler` of vllm/v1/core/sched (add_request, _handle_blocked_waiting_request, schedule,
-_free_request, update_from_output), held by a contract test. Given to vLLM by name (`--scheduler-cls`) as a factory,
-since only after configuration is it known which of the two is wanted.
+_free_request, update_from_output, _get_local_prefix_cache_hit, reset_prefix_cache), held by a contract test. Given to
+vLLM by name (`--scheduler-cls`) as a factory, since only after configuration is it known which of the two is wanted.
 """
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +28,11 @@ from pilothouse.core.messages import (
     directions_decoder,
     reading_encoder,
 )
+from pilothouse.core.sites import Float32
 from pilothouse.engine.directions import DirectionStore
 from pilothouse.engine.prefix_cache import install_edit_keys, plan_of
 from pilothouse.engine.runner import layout_of
+from pilothouse.engine.score_store import BlockCollector, ScoreStore
 from pilothouse.engine.slots import SlotTable
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 else:
     _Base = object
 
+logger = logging.getLogger(__name__)
 
 PATIENCE = 200
 """Steps after which a request that waits for a slot or a column goes before all that would prolong its wait."""
@@ -49,6 +53,7 @@ class _Held:
     plan: WirePlan
     slot: int
     columns: tuple[int, ...]
+    collector: BlockCollector | None
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,11 @@ class _Buffer:
     runs: list[tuple[int, int, int]] = field(default_factory=list)
     score_runs: list[tuple[int, int]] = field(default_factory=list)
     scores: list[bytes] = field(default_factory=list)
+
+    def add_scores(self, start: int, rows: Float32) -> None:
+        """Add the rows [n, readouts of the request] of positions [start, start + n)."""
+        self.score_runs.append((start, len(rows)))
+        self.scores.append(rows.tobytes())
 
     def encode(self) -> bytes:
         return reading_encoder.encode(Reading(tuple(self.runs), tuple(self.score_runs), b"".join(self.scores)))
@@ -88,6 +98,7 @@ class SteeringScheduler(_Base):
         self._reserved: list[str] = []
         self._retired: list[str] = []
         self._buffers: dict[str, _Buffer] = {}
+        self._scores = ScoreStore(self.hash_block_size)
 
     def add_request(self, request: Any) -> None:
         plan = plan_of(request)
@@ -109,6 +120,8 @@ class SteeringScheduler(_Base):
             self._let_go(self._held.pop(request_id))
         if orders := self._orders(started):
             setattr(output, ORDERS_ATTRIBUTE, orders)
+        for new in output.scheduled_new_reqs:
+            self._deliver_kept_scores(new.req_id, new.num_computed_tokens)
         return output
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
@@ -138,7 +151,8 @@ class SteeringScheduler(_Base):
         self._refused.pop(request.request_id, None)
         slots = self.pilothouse_slots.acquire(slot_keys)
         columns = self.pilothouse_columns.acquire(plan.readouts)
-        self._held[request.request_id] = _Held(plan, slots[0] if slots else 0, tuple(columns))
+        collector = BlockCollector(self._scores, plan.readouts) if _wants_prompt_scores(plan) else None
+        self._held[request.request_id] = _Held(plan, slots[0] if slots else 0, tuple(columns), collector)
         self._reserved.append(request.request_id)
         return True
 
@@ -163,7 +177,54 @@ class SteeringScheduler(_Base):
         if held is not None:
             self._let_go(held)
             self._retired.append(request.request_id)
-        return super()._free_request(request, *args, **kwargs)
+        freed = super()._free_request(request, *args, **kwargs)
+        if not self.requests:
+            self._audit()
+        return freed
+
+    def _audit(self) -> None:
+        """Nobody is here: nothing may be held. What is wrong is reported and made good, and serving goes on."""
+        left = {name: len(getattr(self, name)) for name in ("_held", "_pinned", "_refused")}
+        faults = [f"{count} in {name}" for name, count in left.items() if count]
+        for table in (self.pilothouse_slots, self.pilothouse_columns):
+            try:
+                table.check_idle()
+            except AssertionError as error:
+                faults.append(str(error))
+        if faults:
+            logger.error("Slots are not as they should be when no request is left: %s", "; ".join(faults))
+            self.pilothouse_slots = SlotTable(self.pilothouse_slots.capacity)
+            self.pilothouse_columns = SlotTable(self.pilothouse_columns.capacity)
+            for name in left:
+                getattr(self, name).clear()
+
+    def _get_local_prefix_cache_hit(self, request: Any) -> Any:
+        """vLLM's lookup; for a request that wants prompt scores, only as far as there are scores too."""
+        plan = plan_of(request)
+        if plan is None or not _wants_prompt_scores(plan):
+            return super()._get_local_prefix_cache_hit(request)
+        manager = self.kv_cache_manager
+        covered = self._scores.covered(request.block_hashes, plan.readouts) if request.block_hashes else 0
+        if not covered or not manager.prefix_cache_lookup_enabled(request):
+            return manager.empty_kv_cache_blocks, 0, 0, False
+        longest = min(covered * self.hash_block_size, request.num_tokens - 1)
+        blocks, n_computed, _ = manager.coordinator.find_longest_cache_hit(request.block_hashes, longest)
+        return manager.create_kv_cache_blocks(blocks), n_computed, 0, False
+
+    def _deliver_kept_scores(self, request_id: str, n_computed: int) -> None:
+        """A request that starts behind cached positions gets their scores with its first output."""
+        held = self._held.get(request_id)
+        if held is None or held.collector is None or not n_computed:
+            return
+        hashes = self.requests[request_id].block_hashes[: -(-n_computed // self.hash_block_size)]
+        rows = self._scores.take(hashes, held.plan.readouts)[:n_computed]
+        self._buffers.setdefault(request_id, _Buffer()).add_scores(0, rows)
+
+    def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
+        """vLLM's, and the scores beside the cache: it is called when weights change."""
+        self._scores.clear()
+        reset: bool = super().reset_prefix_cache(*args, **kwargs)
+        return reset
 
     def _take_directions(self, request: Any) -> None:
         raw = request.sampling_params.extra_args.get(DIRECTIONS_KEY)
@@ -211,8 +272,9 @@ class SteeringScheduler(_Base):
             scored = int(readings.scored[k])
             if scored:
                 rows = readings.scores[int(ends[k]) - scored : int(ends[k]), held.columns]
-                buffer.score_runs.append((start + count - scored, scored))
-                buffer.scores.append(rows.tobytes())
+                buffer.add_scores(start + count - scored, rows)
+                if held.collector is not None:
+                    held.collector.add(start + count - scored, rows, self.requests[request_id].block_hashes)
 
     def _attach(self, outputs: Any) -> None:
         """Move buffered readings onto the outputs of their requests; forget those of requests that are gone."""
@@ -223,6 +285,10 @@ class SteeringScheduler(_Base):
                     output.kv_transfer_params = {**(output.kv_transfer_params or {}), READING_KEY: buffer.encode()}
         for request_id in [r for r in self._buffers if r not in self.requests]:
             del self._buffers[request_id]
+
+
+def _wants_prompt_scores(plan: WirePlan) -> bool:
+    return bool(plan.readouts) and plan.read_from == 0
 
 
 def make_scheduler(**kwargs: Any) -> Any:

@@ -61,6 +61,12 @@ class SlotTable:
         """Places held by at least one request."""
         return len(self._holders)
 
+    def check_idle(self) -> None:
+        """Raise AssertionError unless nothing is held and every place is accounted for."""
+        if self._holders:
+            raise AssertionError(f"{self.held} places are held by nobody")
+        self.check_integrity()
+
     def check_integrity(self) -> None:
         """Raise AssertionError unless every place is exactly one of free, idle or held."""
         places = sorted([*self._free, *self._place.values()])
