@@ -2,6 +2,7 @@
 
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -31,6 +32,15 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     frontend.install = install  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pilothouse.engine", ModuleType("pilothouse.engine"))
     monkeypatch.setitem(sys.modules, "pilothouse.engine.frontend", frontend)
+
+    async def self_test(engine_client: Any) -> str:
+        if engine_client == "a broken engine":
+            raise StartupError("self-test failed")
+        return "all is well"
+
+    selftest = ModuleType("pilothouse.engine.selftest")
+    selftest.self_test = self_test  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pilothouse.engine.selftest", selftest)
     return seen
 
 
@@ -55,6 +65,7 @@ async def test_it_wires_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert engine_client == "the engine"
     assert isinstance(extension, Extension)
     assert isinstance(state.pilothouse, ApiState)
+    assert state.pilothouse.self_test == "all is well"
     assert state.pilothouse.registry.catalogue.default_probes == ("risk",)
     assert any(name.startswith("pilothouse_probe_score") for name in REGISTRY._names_to_collectors)
 
@@ -69,3 +80,20 @@ async def test_errors_end_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ArtefactError, match=r"risk\.safetensors"):
         await create_plugin().init_state(None, SimpleNamespace(), Namespace())  # type: ignore[arg-type]
     assert installed == []
+
+
+@pytest.mark.usefixtures("clean_registry", "installed")
+async def test_a_failed_self_test_ends_the_start_unless_it_is_switched_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_all(tmp_path)
+    broken: Any = "a broken engine"
+    monkeypatch.setenv(CONFIG_ENV, replace(config, self_test=False).to_json())
+    state: Any = SimpleNamespace()
+    await create_plugin().init_state(broken, state, Namespace())
+    assert state.pilothouse.self_test is None
+    for collector in {c for n, c in REGISTRY._names_to_collectors.items() if n.startswith("pilothouse_")}:
+        REGISTRY.unregister(collector)
+    monkeypatch.setenv(CONFIG_ENV, config.to_json())
+    with pytest.raises(StartupError, match="self-test failed"):
+        await create_plugin().init_state(broken, state, Namespace())

@@ -6,10 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 from api_support.artefacts import CALM_ROWS, HONEST_ROWS, SAE_DECODER
+from api_support.client import HEADERS, Client
 from api_support.client import N_PROMPT as P
-from api_support.client import Client
 
-from pilothouse.core.plans import END, digest_rows
+from pilothouse.api.gaps import find_gaps
+from pilothouse.api.receipts import receipts
+from pilothouse.core.messages import Reading
+from pilothouse.core.plans import END, Direction, Edit, Plan, Readout, digest_rows
+from pilothouse.core.tracks import ChoiceTrack
 
 N = 13
 # positions -> the first and the end of the span, by the words of the contract
@@ -87,10 +91,11 @@ async def test_an_empty_list_has_an_empty_receipt(client: Client) -> None:
     assert (await client.chunks(steering=[]))[-1]["steering"] == []
 
 
-async def test_an_edit_that_the_engine_forgot_is_an_error(client: Client, caplog: pytest.LogCaptureFixture) -> None:
-    choice = await client.choice(steering=[{"vector": "calm"}], fake={"unedited": 2})
-    assert "2 edited tokens too few" in choice["steering"][0]["error"]
-    assert "too few" in caplog.text
+async def test_nothing_comes_from_the_cache_where_nothing_ran(client: Client) -> None:
+    await client.events(steering=[{"vector": "calm"}], user="gone", fake={"abort": 1, "late": 9})
+    record = (await client.http.get("/v1/probes/results/chatcmpl-gone", headers=HEADERS)).json()
+    (receipt,) = record["choices"][0]["steering"]
+    assert (receipt["tokens_edited"], receipt["tokens_from_cache"]) == (0, 0)
 
 
 async def test_a_strength_of_zero_is_no_gap(client: Client) -> None:
@@ -105,3 +110,21 @@ async def test_every_prompt_has_its_own_spans(client: Client) -> None:
     )
     counts = [choice["steering"][0]["tokens_edited"] for choice in response.json()["choices"]]
     assert counts == [1, 1, 7, 7]
+
+
+def test_a_prompt_that_resumes_behind_what_another_request_cached_has_no_gap() -> None:
+    track = ChoiceTrack(n_prompt=10, n_readouts=1, token_ids=[1, 2], finish_reason="length")
+    scored = np.zeros((3, 1), dtype=np.float32).tobytes()
+    # Three positions ran, then the request was put back; it resumed at 8, with the cache filled by someone else.
+    track.add(Reading(runs=((0, 3, 3),)))
+    track.add(Reading(runs=((8, 3, 3),), score_runs=((9, 2),), scores=scored[:8], cached=8))
+    direction = Direction({0: np.ones(4, dtype=np.float32)})
+    plan = Plan((Edit("v", direction, {0: 1.0}, "all"),), (Readout("p", direction),))
+    spans = [(0, END)]
+    assert find_gaps(plan, spans, track) == ()
+    (receipt,) = receipts(plan.edits, spans, track)
+    assert (receipt["tokens_edited"], receipt["tokens_from_cache"]) == (6, 5)
+    silent = ChoiceTrack(n_prompt=10, n_readouts=1, token_ids=[1, 2], finish_reason="length")
+    silent.add(Reading(runs=((0, 3, 3),)))
+    silent.add(Reading(runs=((8, 3, 3),), score_runs=((9, 2),), scores=scored[:8]))
+    assert [gap.positions for gap in find_gaps(plan, spans, silent)] == [5]

@@ -13,7 +13,8 @@ from api_support.reference import sigmoid
 
 from pilothouse.api.results import ResultsStore
 from pilothouse.api.session import steering_label
-from pilothouse.core.errors import NotFound
+from pilothouse.core.config import ServerConfig
+from pilothouse.core.errors import NotFound, StartupError
 from pilothouse.core.records import RequestOutcome
 
 MIXED: list[dict[str, Any]] = [
@@ -70,8 +71,9 @@ async def test_metrics_count_what_the_records_say(server: FakeServer, client: Cl
         for flagged in (True, False):
             count = sum(p["score"] is not None and p["flagged"] is flagged for p in here)
             assert value("probe_requests_total", probe=name, flagged=str(flagged).lower()) == count
-        for reason in ("one_generated_token", "engine_gap"):
+        for reason in ("one_generated_token", "not_finite"):
             count = sum(p.get("reason") == reason for p in here)
+            assert count > 0 or name != "risk", "each is seen at least once"
             assert value("probe_unscored_total", probe=name, reason=reason) == count
 
 
@@ -168,6 +170,43 @@ def test_the_store_is_bounded() -> None:
     store.observe(outcome(""))
     with pytest.raises(NotFound):
         store.read("")
+
+
+def test_a_store_of_no_records_keeps_none() -> None:
+    store = ResultsStore(max_records=0)
+    store.observe(outcome("a"))
+    with pytest.raises(NotFound, match="keeps none"):
+        store.read("a")
+
+
+def test_a_record_counts_those_that_it_replaced() -> None:
+    store = ResultsStore(max_records=2)
+    for text in ("first", "second", "third"):
+        store.observe(outcome("a", text))
+    record = strict_json(store.read("a"))
+    assert (record["replaced"], record["choices"]) == (2, [{"text": "third"}])
+    store.observe(outcome("b"))
+    assert strict_json(store.read("b"))["replaced"] == 0
+    store.observe(outcome("c"))
+    store.observe(outcome("a"))
+    assert strict_json(store.read("a"))["replaced"] == 0, "what was given up is forgotten"
+
+
+async def test_how_many_records_are_kept_is_configured_and_shown(tmp_path: Path) -> None:
+    async with connect(FakeServer(write_all(tmp_path, max_results=1, admin_key=None))) as http:
+        for user in ("a", "b"):
+            await Client(http).chat(user=user, probes=["risk"])
+        assert (await http.get("/v1/probes/results/chatcmpl-a")).status_code == 404
+        assert (await http.get("/v1/probes/results/chatcmpl-b")).status_code == 200
+        assert (await http.get("/v1/capabilities")).json()["limits"]["max_results"] == 1
+
+
+def test_the_configuration_travels_whole(tmp_path: Path) -> None:
+    config = write_all(tmp_path, max_results=7, default_probes=("risk",))
+    assert ServerConfig.from_json(config.to_json()) == config
+    assert ServerConfig.from_json("{}") == ServerConfig()
+    with pytest.raises(StartupError, match="max_results"):
+        ServerConfig(max_results=-1)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from api_support.artefacts import EARLY, EARLY_ROWS, RISK, RISK_ROWS, TRUTH, TRUTH_ROWS, write_all
-from api_support.client import N_PROMPT, PROMPT, Client, connect, strict_json
+from api_support.client import HEADERS, N_PROMPT, PROMPT, Client, connect, strict_json
 from api_support.fake_engine import BOS, COMPLETIONS, FakeServer, answer, decode, encode, stream_at
 from api_support.reference import Stream, calibrated, logit, sigmoid, stats
 
@@ -86,7 +86,16 @@ async def test_every_score_belongs_to_its_own_sequence(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "fake", [{"ahead": True}, {"late": 2}, {"per_step": 4}, {"cached": 9}, {"ahead": True, "late": 9}]
+    "fake",
+    [
+        {"ahead": True},
+        {"late": 2},
+        {"per_step": 4},
+        {"cached": 9},
+        {"ahead": True, "late": 9},
+        {"preempted": [3, 7]},
+        {"preempted": [2], "cached": 5, "late": 1},
+    ],
 )
 async def test_how_the_engine_ran_changes_nothing(client: Client, fake: dict[str, Any]) -> None:
     body: dict[str, Any] = {"probes": {"names": list(PROBES), "tokens": True}, "max_tokens": 9}
@@ -122,10 +131,20 @@ async def test_prompt_tokens(client: Client) -> None:
     assert "tokens" not in choice["probes"]["risk"]
 
 
-async def test_prompt_tokens_from_the_cache_say_so(client: Client) -> None:
-    choice = await client.choice(probes={"names": ["risk"], "prompt": True}, fake={"cached": 4})
-    reasons = [e.get("reason") for e in choice["probes"]["risk"]["prompt_tokens"]]
-    assert reasons == ["bos", "cache", "cache", "cache", *[None] * (N_PROMPT - 4)]
+async def test_prompt_tokens_from_the_cache_have_their_scores(client: Client) -> None:
+    body = {"probes": {"names": ["risk"], "prompt": True}}
+    cached = await client.choice(**body, fake={"cached": 4})
+    assert cached == await client.choice(**body)
+    reasons = [e.get("reason") for e in cached["probes"]["risk"]["prompt_tokens"]]
+    assert reasons == ["bos", *[None] * (N_PROMPT - 1)]
+
+
+async def test_prompt_tokens_of_an_aborted_request_that_did_not_run(client: Client) -> None:
+    body = {"probes": {"names": ["risk"], "prompt": True}, "fake": {"abort": 1, "late": 9}}
+    await client.events(**body, user="gone")
+    record = strict_json((await client.http.get("/v1/probes/results/chatcmpl-gone", headers=HEADERS)).content)
+    reasons = [e.get("reason") for e in record["choices"][0]["probes"]["risk"]["prompt_tokens"]]
+    assert reasons == ["bos", *["not_forwarded"] * (N_PROMPT - 1)]
 
 
 @pytest.mark.parametrize("bos", [None, BOS + 1])
@@ -134,26 +153,40 @@ async def test_a_prompt_without_bos_is_scored_from_its_first_token(tmp_path: Pat
         for cached in (0, 2):
             choice = await Client(http).choice(probes={"names": ["risk"], "prompt": True}, fake={"cached": cached})
             entries = choice["probes"]["risk"]["prompt_tokens"]
-            assert [e.get("reason") for e in entries] == ["cache"] * cached + [None] * (N_PROMPT - cached)
+            assert [e.get("reason") for e in entries] == [None] * N_PROMPT
 
 
-async def test_missing_and_impossible_readings_are_null_with_a_reason(client: Client) -> None:
+async def test_what_is_not_finite_is_null_with_a_reason_and_no_gap(client: Client) -> None:
     choice = await client.choice(
-        probes={"names": ["risk"], "tokens": True}, max_tokens=8, fake={"lost": [2], "poisoned": [4, 5]}
+        probes={"names": ["risk"], "tokens": True, "prompt": True}, max_tokens=8, fake={"poisoned": [-2, 2, 4, 5]}
     )
     shown = choice["probes"]["risk"]
     assert [j for j, e in enumerate(shown["tokens"]) if e["logit"] is None] == [2, 4, 5, 7]
-    assert [e.get("reason") for e in shown["tokens"] if e["logit"] is None] == ["engine_gap"] * 3 + [None]
+    assert [e.get("reason") for e in shown["tokens"] if e["logit"] is None] == ["not_finite"] * 3 + [None]
+    assert [e.get("reason") for e in shown["prompt_tokens"]][-3:] == [None, "not_finite", None]
     assert shown["n_scored"] == 4
     left = [logit(RISK_ROWS, stream_of(0), N_PROMPT + j) for j in (0, 1, 3, 6)]
     assert shown["stats"]["mean"] == near(float(np.mean(left)))
     assert all(math.isfinite(v) for v in shown["stats"].values() if v is not None)
+    assert shown["score"] is not None
+    assert "reason" not in shown
 
 
-async def test_nothing_that_arrived_is_a_gap_of_the_engine(client: Client) -> None:
-    choice = await client.choice(probes=["risk"], max_tokens=3, fake={"poisoned": [-1, 0, 1, 2]})
-    shown = choice["probes"]["risk"]
-    assert (shown["score"], shown["reason"], shown["stats"]["prompt_end"]) == (None, "engine_gap", None)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_choice_without_a_finite_score_says_so(client: Client, stream: bool) -> None:
+    body: dict[str, Any] = {"probes": ["risk", "early"], "max_tokens": 3, "fake": {"poisoned": [-1, 0, 1, 2]}}
+    choice = (await client.chunks(**body))[-1] if stream else await client.choice(**body)
+    for shown in choice["probes"].values():
+        assert (shown["score"], shown["reason"], shown["stats"]["prompt_end"]) == (None, "not_finite", None)
+        assert (shown["flagged"], shown["n_scored"]) == (False, 0)
+
+
+async def test_each_probe_says_why_it_has_no_score(client: Client) -> None:
+    choice = await client.choice(probes=["risk", "early"], max_tokens=1, fake={"poisoned": [-1]})
+    assert {name: shown["reason"] for name, shown in choice["probes"].items()} == {
+        "risk": "one_generated_token",
+        "early": "not_finite",
+    }
 
 
 async def test_logprobs_entries_carry_scores(client: Client) -> None:

@@ -113,7 +113,7 @@ async def test_a_stream_without_our_fields_is_untouched(client: Client) -> None:
 
 
 async def test_a_hole_holds_scores_back_until_the_finish(client: Client) -> None:
-    chunks = await client.chunks(probes=BOTH, max_tokens=6, fake={"lost": [2]})
+    chunks = await client.chunks(probes=BOTH, max_tokens=6, fake={"poisoned": [2]})
     blocks = [chunk["probe_scores"]["risk"] for chunk in chunks if "probe_scores" in chunk]
     assert [block["start"] for block in blocks] == [0, 1, 2]
     assert [x is None for x in blocks[-1]["logits"]] == [True, False, False, True]

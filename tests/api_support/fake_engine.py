@@ -4,9 +4,10 @@ A prompt is a text of which every character is a token behind BOS; answers, and 
 are random but the same every time.
 """
 
+import itertools
 import json
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,10 +17,10 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CollectorRegistry
 
 from api_support.artefacts import D_MODEL, SHAPE
-from pilothouse.api.errors import error_response
+from pilothouse.api.errors import error_body, error_response
 from pilothouse.api.plugin import PilothousePlugin, assemble
 from pilothouse.core.config import EngineLayout, ServerConfig
-from pilothouse.core.errors import BadRequest
+from pilothouse.core.errors import BadRequest, EngineGap
 from pilothouse.core.messages import Reading
 from pilothouse.core.plans import Plan, edit_spans
 from pilothouse.core.serving import RequestExtension, RequestSession
@@ -38,21 +39,35 @@ class Behaviour:
     """How the engine runs a request; the client of the fake says it under `fake`.
 
     cached: prompt positions that come from the prefix cache; per_step: tokens that a step emits; ahead: the last
-    generated token is forwarded before its end is known; late: steps by which readings lag; lost: generated tokens
-    whose readings never arrive; unedited: edited positions that the engine forgets; poisoned: generated tokens whose
-    readings are not numbers; abort: the client leaves after this many tokens; fails: the
-    engine dies after a token.
+    generated token is forwarded before its end is known; late: steps by which readings lag; preempted: generated
+    tokens after which all is forwarded again; poisoned: generated tokens whose readings are not numbers; abort: the
+    client leaves after this many tokens; fails: the engine dies after a token.
+
+    Faults of the engine, in choice `faulty` only, or in all: lost: generated tokens whose readings never arrive;
+    unedited: edited positions that it forgets; dropped: steps of which nothing is reported; deaf: nothing is ever
+    reported; forgotten: it has no scores of prompt positions that come from the cache.
     """
 
     cached: int = 0
     per_step: int = 1
     ahead: bool = False
     late: int = 0
-    lost: tuple[int, ...] = ()
-    unedited: int = 0
+    preempted: tuple[int, ...] = ()
     poisoned: tuple[int, ...] = ()
     abort: int | None = None
     fails: bool = False
+    faulty: int | None = None
+    lost: tuple[int, ...] = ()
+    unedited: int = 0
+    dropped: tuple[int, ...] = ()
+    deaf: bool = False
+    forgotten: bool = False
+
+    def of(self, sequence: int) -> "Behaviour":
+        """How choice `sequence` is run."""
+        if self.faulty in (None, sequence):
+            return self
+        return replace(self, lost=(), unedited=0, dropped=(), deaf=False, forgotten=False)
 
 
 def decode(token: int) -> str:
@@ -110,7 +125,11 @@ class FakeServer:
             return error_response(error)
         if body.get("stream"):
             return StreamingResponse(run.events(), media_type="text/event-stream")
-        return JSONResponse(run.whole())
+        try:
+            return JSONResponse(run.whole())
+        except EngineGap as gap:
+            session.close()
+            return error_response(gap)
 
 
 class Run:
@@ -145,12 +164,15 @@ class Run:
             for span, edit in zip(self.spans[index], self.session.plan.edits, strict=True)
             if not edit.is_identity()
         ]
-        return steps(self.session.plan, live, self.tracks[index], index, self.max_tokens, self.behaviour)
+        behaviour = self.behaviour.of(index)
+        return steps(self.session.plan, live, self.tracks[index], index, self.max_tokens, behaviour)
 
     def whole(self) -> dict[str, Any]:
+        self.session.set_response_id(self.id)
         choices = []
-        for index, track in enumerate(self.tracks):
+        for index in range(len(self.tracks)):
             list(self._steps(index))
+        for index, track in enumerate(self.tracks):
             choice = self._choice(index, track.token_ids, whole=True)
             choice |= {"finish_reason": track.finish_reason, **self.session.decorate(index)}
             if choice["logprobs"]:
@@ -158,11 +180,20 @@ class Run:
                     if scores is not None:
                         entry["probe_scores"] = scores
             choices.append(choice)
-        self.session.set_response_id(self.id)
         self.session.close()
         return {"id": self.id, "object": "chat.completion", "model": MODEL, "choices": choices}
 
     async def events(self) -> AsyncIterator[str]:
+        """As the engine room relays them: a gap ends the stream."""
+        try:
+            async for event in self._events():
+                yield event
+        except EngineGap as gap:
+            self.session.close()
+            yield f"data: {json.dumps(error_body(gap))}\n\n"
+            yield "data: [DONE]\n\n"
+
+    async def _events(self) -> AsyncIterator[str]:
         self.session.set_response_id(self.id)
         live = {index: self._steps(index) for index in range(len(self.tracks))}
         first = True
@@ -212,12 +243,20 @@ def steps(
     forget = behaviour.unedited
     waiting: list[Reading] = []
     position, emitted = behaviour.cached, 0
-    while emitted < n:
+    if read_from < position and not behaviour.forgotten:
+        waiting.append(_kept(_reading(plan, sequence, read_from, position, 0, read_from, track.n_prompt, behaviour)))
+    for step in itertools.count():
+        if emitted == n:
+            return
+        if emitted in behaviour.preempted:
+            position = behaviour.cached
         emitted = min(emitted + behaviour.per_step, n)
         end = track.n_prompt + emitted - 1 + (behaviour.ahead and emitted == n)
         edited = sum(any(a <= p < b for a, b in spans) for p in range(position, end))
         skipped, forget = min(forget, edited), forget - min(forget, edited)
-        waiting.append(_reading(plan, sequence, position, end, edited - skipped, read_from, track.n_prompt, behaviour))
+        reading = _reading(plan, sequence, position, end, edited - skipped, read_from, track.n_prompt, behaviour)
+        if not behaviour.deaf and step not in behaviour.dropped:
+            waiting.append(reading)
         position = end
         done = emitted == n
         while waiting and (done or len(waiting) > behaviour.late):
@@ -239,6 +278,11 @@ def _reading(
         if p - n_prompt in behaviour.poisoned:
             table[row] = np.inf if p % 2 else np.nan
     return Reading(runs, tuple((p, 1) for p in positions), table.tobytes())
+
+
+def _kept(reading: Reading) -> Reading:
+    """The same scores of positions that were not forwarded."""
+    return Reading((), reading.score_runs, reading.scores)
 
 
 def _read(plan: Plan, sequence: int, position: int, k: int) -> float:

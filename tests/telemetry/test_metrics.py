@@ -5,14 +5,16 @@ import logging
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from pilothouse.core.records import ChoiceOutcome, OutcomeSink, ProbeOutcome, RequestOutcome
+from pilothouse.core.records import ChoiceOutcome, GapKind, OutcomeSink, ProbeOutcome, RequestOutcome
 from pilothouse.telemetry.metrics import Metrics, score_buckets
 from pilothouse.telemetry.sinks import Sinks
 
 
-def outcome(*probes: ProbeOutcome, edited: dict[str, int] | None = None, steering: str = "none") -> RequestOutcome:
-    names = tuple(edited or ())
-    return RequestOutcome("id", "m", "/v1/completions", steering, names, 0.0, (ChoiceOutcome(probes, edited or {}),))
+def outcome(
+    *probes: ProbeOutcome, edited: dict[str, int] | None = None, steering: str = "none", gaps: tuple[GapKind, ...] = ()
+) -> RequestOutcome:
+    choice = ChoiceOutcome(probes, edited or {}, gaps)
+    return RequestOutcome("id", "m", "/v1/completions", steering, tuple(edited or ()), 0.0, (choice,))
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def metrics(registry: CollectorRegistry) -> Metrics:
 
 def test_names_and_labels_are_the_contracts(metrics: Metrics, registry: CollectorRegistry) -> None:
     metrics.observe(outcome(ProbeOutcome("p", 0.5, 1.0, True, 3), edited={"v": 4}, steering="v"))
-    metrics.observe(outcome(ProbeOutcome("p", None, None, False, 0, "aborted")))
+    metrics.observe(outcome(ProbeOutcome("p", None, None, False, 0, "aborted"), gaps=("edited",)))
     found = {
         sample.name: set(sample.labels) - {"le"}
         for family in registry.collect()
@@ -43,6 +45,7 @@ def test_names_and_labels_are_the_contracts(metrics: Metrics, registry: Collecto
         "pilothouse_probe_tokens_total": {"model_name", "probe"},
         "pilothouse_steering_requests_total": {"model_name", "vector"},
         "pilothouse_steering_tokens_total": {"model_name", "vector"},
+        "pilothouse_engine_gaps_total": {"model_name", "kind"},
     }
     assert b'flagged="true"' in generate_latest(registry)
 
@@ -66,6 +69,16 @@ def test_what_is_not_scored_is_counted_apart(metrics: Metrics, registry: Collect
     assert value("pilothouse_probe_score_count", {**labels, "steering": "none"}) is None
     assert value("pilothouse_probe_prompt_end_sum", {**labels, "steering": "none"}) == 0.25
     assert value("pilothouse_probe_requests_total", {**labels, "flagged": "false"}) is None
+
+
+def test_gaps_are_counted_by_choice_and_kind(metrics: Metrics, registry: CollectorRegistry) -> None:
+    for gaps in (("edited", "scored"), ("edited",), ()):
+        metrics.observe(outcome(gaps=gaps))
+
+    def value(kind: GapKind) -> float | None:
+        return registry.get_sample_value("pilothouse_engine_gaps_total", {"model_name": "m", "kind": kind})
+
+    assert (value("edited"), value("scored"), value("forwarded")) == (2, 1, None)
 
 
 class Taker:

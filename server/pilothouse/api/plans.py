@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -28,13 +28,14 @@ class Ask:
     """What a request asks for: the plan for the engine, and how its answer is to be shown.
 
     probes stand in the order of the plan's readouts. steering_given: the client sent `steering`, so it gets receipts
-    even when the list was empty.
+    even when the list was empty. probes_given: it sent `probes`, so it is owed what the engine fails to read.
     """
 
     plan: Plan = field(default_factory=Plan)
     probes: tuple[Probe, ...] = ()
     tokens: bool = False
     steering_given: bool = False
+    probes_given: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,27 +71,21 @@ class Planner:
         if fields.get(BEAM_SEARCH) is True:
             return _without_beams(edits, asked.names != [] and PROBES in fields)
         names_at = PROBES if isinstance(fields.get(PROBES), list) else f"{PROBES}.names"
-        return self._ask(edits, asked, catalogue, steering_given, names_at)
+        ask = self._ask(edits, asked, catalogue, names_at)
+        return replace(ask, steering_given=steering_given, probes_given=PROBES in fields)
 
     def defaults(self) -> Ask:
         """The plan of a request that cannot carry our fields: the server's default probes."""
-        return self._ask((), ProbesField(), self._registry.catalogue, steering_given=False)
+        return self._ask((), ProbesField(), self._registry.catalogue)
 
-    def _ask(
-        self,
-        edits: tuple[Edit, ...],
-        asked: ProbesField,
-        catalogue: Catalogue,
-        steering_given: bool,
-        names_at: str = PROBES,
-    ) -> Ask:
+    def _ask(self, edits: tuple[Edit, ...], asked: ProbesField, catalogue: Catalogue, names_at: str = PROBES) -> Ask:
         names = catalogue.default_probes if asked.names is None else asked.names
         probes = _find_probes(names, catalogue, names_at)
         if len({p.direction.digest for p in probes}) > self._layout.readouts:
             raise BadRequest(f"this server reads at most {self._layout.readouts} probes at once", names_at)
         readouts = tuple(Readout(p.name, p.direction) for p in probes)
         plan = Plan(edits, readouts, prompt_scores=asked.prompt and bool(probes))
-        return Ask(plan, probes, asked.tokens, steering_given)
+        return Ask(plan, probes, asked.tokens)
 
     def _edits(self, fields: list[EditField], catalogue: Catalogue) -> tuple[Edit, ...]:
         if len(fields) > self._limits.max_edits:

@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI
@@ -35,9 +36,11 @@ class PilothousePlugin:
         app.add_middleware(FieldGuard)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
-        """Load what the configuration names and swap the serving classes; any error ends the start."""
+        """Load what the configuration names, swap the serving classes, and see that steering steers and reading reads;
+        any error ends the start."""
         # The only room that imports vLLM; routes and tests do without it.
         from pilothouse.engine.frontend import install
+        from pilothouse.engine.selftest import self_test
 
         config = ServerConfig.from_environment()
 
@@ -49,6 +52,9 @@ class PilothousePlugin:
             return extension
 
         install(engine_client, state, make_extension)
+        if config.self_test:
+            report = str(await self_test(engine_client))
+            setattr(state, ATTRIBUTE, replace(getattr(state, ATTRIBUTE), self_test=report))
 
 
 def create_plugin() -> PilothousePlugin:
@@ -66,7 +72,7 @@ def assemble(
 ) -> tuple[Extension, ApiState]:
     """The parts of a server for a model of this shape, wired together; ArtefactError or StartupError if one is bad."""
     registry = Registry.load(config, shape)
-    results = ResultsStore()
+    results = ResultsStore(config.max_results)
     thresholds = [probe.threshold for probe in registry.catalogue.probes.values()]
     around = Surroundings(
         sink=Sinks(make_metrics(thresholds), results),

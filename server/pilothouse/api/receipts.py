@@ -1,29 +1,27 @@
 """Receipts: for every edit of a steered request, what was added, where, and to how many tokens."""
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
-from pilothouse.core.plans import Edit, PositionRange, segments
+from pilothouse.core.plans import Edit, PositionRange
 from pilothouse.core.tracks import ChoiceTrack
 
-logger = logging.getLogger(__name__)
 
+def receipts(
+    edits: Sequence[Edit], spans: Sequence[tuple[int, int]], track: ChoiceTrack, error: str = ""
+) -> list[dict[str, Any]]:
+    """One receipt an edit, in the order of the request; `spans` are the edits' absolute positions.
 
-def receipts(edits: Sequence[Edit], spans: Sequence[tuple[int, int]], track: ChoiceTrack) -> list[dict[str, Any]]:
-    """One receipt an edit, in the order of the request; `spans` are the edits' absolute positions."""
-    gap = missing_edits(edits, spans, track)
+    error: what the engine did not do, if anything; each receipt says it, since only their sum is known.
+    """
     found = []
     for edit, (start, stop) in zip(edits, spans, strict=True):
         receipt = _describe(edit)
         receipt["tokens_edited"] = tokens_edited(start, stop, track)
-        cached = min(stop, track.first_forwarded, track.n_prompt)
-        receipt["tokens_from_cache"] = max(cached - start, 0)
-        if gap:
-            receipt["error"] = f"the engine reported {gap} edited tokens too few"
+        receipt["tokens_from_cache"] = _from_cache(start, stop, track)
+        if error:
+            receipt["error"] = error
         found.append(receipt)
-    if gap:
-        logger.error("The engine edited %d tokens too few in a sequence under edits %s", gap, [e.label for e in edits])
     return found
 
 
@@ -34,14 +32,13 @@ def tokens_edited(start: int, stop: int, track: ChoiceTrack) -> int:
     return track.count_forwarded(start, min(stop, end))
 
 
-def missing_edits(edits: Sequence[Edit], spans: Sequence[tuple[int, int]], track: ChoiceTrack) -> int:
-    """How many positions were forwarded under an edit without being reported as edited; 0 when all is well.
-
-    Recomputed positions are reported more than once, so this can miss a fault but never invents one.
-    """
-    live = [span for edit, span in zip(edits, spans, strict=True) if not edit.is_identity()]
-    expected = sum(track.count_forwarded(s.start, s.stop) for s in segments(live))
-    return max(expected - track.edited_reported, 0)
+def _from_cache(start: int, stop: int, track: ChoiceTrack) -> int:
+    """Prompt positions of [start, stop) that the prefix cache spared the model; after preemption it may reach further
+    than before, past positions that were forwarded. When nothing was forwarded nothing is known of the cache either."""
+    if track.forwarded.first is None:
+        return 0
+    end = min(stop, track.n_prompt, max(track.first_forwarded, track.cached))
+    return max(end - start, 0) - track.count_forwarded(start, end)
 
 
 def _describe(edit: Edit) -> dict[str, Any]:

@@ -2,45 +2,61 @@
 
 import json
 from collections import OrderedDict
-from typing import Any
+from typing import Any, NamedTuple
 
 from pilothouse.api.names import quote
 from pilothouse.core.errors import NotFound
 from pilothouse.core.records import RequestOutcome
 
 
-class ResultsStore:
-    """Least recently read records, bounded in number and in bytes. An `OutcomeSink`.
+class _Kept(NamedTuple):
+    """A record as JSON, and how many earlier ones under its id it replaced."""
 
-    They are kept as JSON: a tenth of the memory of the objects, and ready to be sent.
+    text: bytes
+    replaced: int
+
+
+class ResultsStore:
+    """Records by response id, bounded in number and in bytes, the longest unread given up first. An `OutcomeSink`.
+
+    They are kept as JSON: a tenth of the memory of the objects, and ready to be sent. A client may choose its request's
+    id, so two responses may share one: the newest record is kept, and counts those that it took the place of.
+
+    max_records: 0 keeps none.
     """
 
     def __init__(self, max_records: int = 10_000, max_bytes: int = 256 * 1024 * 1024) -> None:
-        self._max_records = max_records
+        self.max_records = max_records
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._records: OrderedDict[str, bytes] = OrderedDict()
+        self._records: OrderedDict[str, _Kept] = OrderedDict()
 
     def observe(self, outcome: RequestOutcome) -> None:
         """Keep the record of a response that has an id."""
-        if not outcome.response_id:
+        if not outcome.response_id or not self.max_records:
             return
-        text = json.dumps(_record(outcome), ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
-        self._bytes += len(text) - len(self._records.pop(outcome.response_id, b""))
-        self._records[outcome.response_id] = text
-        while len(self._records) > self._max_records or (self._bytes > self._max_bytes and len(self._records) > 1):
+        replaced = 0
+        if earlier := self._records.pop(outcome.response_id, None):
+            replaced = earlier.replaced + 1
+            self._bytes -= len(earlier.text)
+        record = _record(outcome, replaced)
+        text = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        self._bytes += len(text)
+        self._records[outcome.response_id] = _Kept(text, replaced)
+        while len(self._records) > self.max_records or (self._bytes > self._max_bytes and len(self._records) > 1):
             _, old = self._records.popitem(last=False)
-            self._bytes -= len(old)
+            self._bytes -= len(old.text)
 
     def read(self, response_id: str) -> bytes:
         """The record as JSON; NotFound when there is none, or no longer."""
         if response_id not in self._records:
-            raise NotFound(f"there is no record of response {quote(response_id)}: it is unknown, unscored or too old")
+            why = "it is unknown, unscored or too old" if self.max_records else "this server keeps none"
+            raise NotFound(f"there is no record of response {quote(response_id)}: {why}")
         self._records.move_to_end(response_id)
-        return self._records[response_id]
+        return self._records[response_id].text
 
 
-def _record(outcome: RequestOutcome) -> dict[str, Any]:
+def _record(outcome: RequestOutcome, replaced: int) -> dict[str, Any]:
     return {
         "id": outcome.response_id,
         "object": "probe.result",
@@ -49,5 +65,6 @@ def _record(outcome: RequestOutcome) -> dict[str, Any]:
         "route": outcome.route,
         "steering": outcome.steering,
         "error": outcome.error,
+        "replaced": replaced,
         "choices": list(outcome.body),
     }

@@ -66,6 +66,7 @@ async def capabilities(request: Request) -> dict[str, Any]:
         "probes": sorted(catalogue.probes),
         "saes": sorted(catalogue.saes),
         "default_probes": list(catalogue.default_probes),
+        "self_test": state.self_test,
     }
 
 
@@ -77,6 +78,7 @@ def _limits(state: ApiState) -> dict[str, int]:
         "slots": state.layout.slots,
         "rows_per_slot": state.layout.rows_per_slot,
         "readouts": state.layout.readouts,
+        "max_results": state.results.max_records,
     }
 
 

@@ -21,6 +21,12 @@ ABORTED = "aborted"
 FAILED = "error"
 """Why nothing was scored in a request that broke."""
 
+ENGINE_GAP = "engine_gap"
+"""Why there is no score where the engine should have read and did not."""
+
+NOT_FINITE = "not_finite"
+"""Why there is no score where the engine did read: the model's stream overflowed."""
+
 STAT_NAMES = (
     "last",
     "mean",
@@ -99,39 +105,34 @@ class ChoiceScores:
             logits[max(last - start, 0) :] = np.nan
         return found
 
-    def reports(self, error: str | None = None) -> list[Report]:
-        """What each probe says of the sequence as it stands; `error` is why the request failed, if it did."""
+    def reports(self, error: str | None = None, gap: bool = False) -> list[Report]:
+        """What each probe says of the sequence as it stands.
+
+        error: why the request failed, if it did; gap: the engine left something out, so that no score can be given.
+        """
         n = self.track.n_prompt
         prompt_ends = self.logits(n - 1, n)
         per_probe = zip(self.probes, self.generated(0, len(self.track.token_ids)), prompt_ends, strict=True)
-        return [self._report(probe, logits, number(float(end[0])), error) for probe, logits, end in per_probe]
+        found = []
+        for probe, logits, end in per_probe:
+            stats = probe.stats(logits, number(float(end[0])))
+            score = None if gap else number(probe.score(stats))
+            reason = None
+            if score is None:
+                reason = ENGINE_GAP if gap else self._why_unscored(probe, error)
+            found.append(_report(probe, logits, stats, score, reason))
+        return found
 
-    def _report(self, probe: Probe, logits: Float32, prompt_end: float | None, error: str | None) -> Report:
-        stats = probe.stats(logits, prompt_end)
-        score = probe.score(stats)
-        score = None if score is None else number(score)
-        n_scored = int(np.isfinite(logits).sum())
-        return Report(
-            probe=probe,
-            logits=logits,
-            scores=token_scores(probe, logits),
-            stats=stats,
-            score=score,
-            flagged=score is not None and probe.flagged(score),
-            n_scored=n_scored,
-            reason=None if score is not None else self._why_unscored(error),
-        )
-
-    def _why_unscored(self, error: str | None) -> str:
-        if self.track.finish_reason in (None, "abort", "error"):
+    def _why_unscored(self, probe: Probe, error: str | None) -> str:
+        if not self.track.complete:
             failed = self.track.finish_reason == "error" or error not in (None, ABORTED)
             return FAILED if failed else ABORTED
         match len(self.track.token_ids):
             case 0:
                 return "no_generated_token"
-            case 1:
+            case 1 if probe.aggregate != "prompt_end":
                 return "one_generated_token"
-        return "engine_gap"
+        return NOT_FINITE
 
     def generated_entries(self, report: Report, decode: Decode) -> list[dict[str, Any]]:
         """`tokens`: one entry for each generated token, the last one null by contract."""
@@ -163,9 +164,24 @@ class ChoiceScores:
         return found
 
     def _why_missing(self, position: int) -> str:
-        if self.track.count_forwarded(position, position + 1):
-            return "engine_gap"
-        return "cache" if position < self.track.first_forwarded else "not_forwarded"
+        if self.track.scored.count(position, position + 1):
+            return NOT_FINITE
+        if self.track.complete or self.track.count_forwarded(position, position + 1):
+            return ENGINE_GAP
+        return "not_forwarded"
+
+
+def _report(probe: Probe, logits: Float32, stats: ProbeStats, score: float | None, reason: str | None) -> Report:
+    return Report(
+        probe=probe,
+        logits=logits,
+        scores=token_scores(probe, logits),
+        stats=stats,
+        score=score,
+        flagged=score is not None and probe.flagged(score),
+        n_scored=int(np.isfinite(logits).sum()),
+        reason=reason,
+    )
 
 
 def token_scores(probe: Probe, logits: Float32) -> Float32:

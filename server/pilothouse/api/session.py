@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pilothouse.api.gaps import Gap, asked_for, describe_gaps, find_gaps
 from pilothouse.api.names import PROBES, STEERING
 from pilothouse.api.plans import Ask, Planner
 from pilothouse.api.receipts import receipts, tokens_edited
 from pilothouse.api.scoring import FAILED, ChoiceScores, Decode, Report, describe, numbers, token_scores
+from pilothouse.core.errors import EngineGap
 from pilothouse.core.plans import Edit
-from pilothouse.core.records import ChoiceOutcome, OutcomeSink, RequestOutcome
+from pilothouse.core.records import NO_TOKEN_IDS, ChoiceOutcome, OutcomeSink, ProbeOutcome, RequestOutcome
 from pilothouse.core.serving import RequestSession
 from pilothouse.core.tracks import PromptTrack
 
@@ -45,7 +47,8 @@ class _Choice:
     """One generated sequence and how far its scores have been streamed.
 
     seen: tokens that earlier events announced; sent: tokens whose scores have been streamed; shown: entries of
-    `logprobs.content` that have passed; extras: the finished keys, once they were asked for.
+    `logprobs.content` that have passed; gaps: what the engine left out, once the sequence has ended; extras: the
+    finished keys, once they were asked for.
     """
 
     prompt: PromptTrack
@@ -53,6 +56,7 @@ class _Choice:
     seen: int = 0
     sent: int = 0
     shown: int = 0
+    gaps: tuple[Gap, ...] | None = None
     reports: list[Report] | None = None
     extras: dict[str, Any] | None = None
 
@@ -86,13 +90,13 @@ class Session:
         self.response_id = response_id
 
     def decorate(self, index: int) -> dict[str, Any]:
-        """`steering` and `probes` of finished choice `index`; made once."""
+        """`steering` and `probes` of finished choice `index`; EngineGap when what the client asked for was not done."""
         if not self._shows:
             return {}
         choice = self._choices[index]
-        if choice.extras is None:
-            choice.extras = self._extras(choice)
-        return choice.extras
+        if fault := self._fault(choice):
+            raise EngineGap(fault)
+        return self._finished(choice)
 
     def token_scores(self, index: int) -> list[dict[str, Any] | None]:
         """For each generated token so far its logit and score by probe, None where no probe has one."""
@@ -102,7 +106,7 @@ class Session:
         return self._token_scores(choice, 0, len(choice.scores.track.token_ids))
 
     def rewrite_event(self, event: str) -> str:
-        """`event` with what is known by now; the same string where there is nothing to add."""
+        """`event` with what is known by now; the same string where there is nothing to add. EngineGap as `decorate`."""
         if event.startswith(_DONE):
             # The record must be there before the client can know that the response has ended.
             if all(choice.scores.track.finish_reason is not None for choice in self._choices):
@@ -129,10 +133,11 @@ class Session:
         if self._closed:
             return
         self._closed = True
-        if self.plan.empty or not self._choices:
+        if self.plan.empty or not (self._choices or error == NO_TOKEN_IDS):
             return
         try:
-            self.around.sink.observe(self._outcome(error or (FAILED if self._failed else None)))
+            fault = next(filter(None, map(self._fault, self._choices)), None)
+            self.around.sink.observe(self._outcome(error or fault or (FAILED if self._failed else None)))
         except Exception:
             logger.exception("The outcome of request %s could not be recorded", self.response_id)
 
@@ -192,17 +197,40 @@ class Session:
                     entry[probe.name] = {"logit": logit, "score": score}
         return [entry or None for entry in found]
 
+    def _gaps(self, choice: _Choice) -> tuple[Gap, ...]:
+        """What the engine left out of a sequence that has ended; nothing is known before that."""
+        if choice.gaps is not None:
+            return choice.gaps
+        track = choice.scores.track
+        gaps = find_gaps(self.plan, choice.prompt.spans, track)
+        if track.finish_reason is not None:
+            choice.gaps = gaps
+        if gaps:
+            logger.error("Response %s (%s): %s", self.response_id or "without an id", self.route, describe_gaps(gaps))
+        return gaps
+
+    def _fault(self, choice: _Choice) -> str:
+        """What the engine left out of what the client asked for; empty when all is there."""
+        return describe_gaps(asked_for(self._gaps(choice), bool(self.plan.edits), self.ask.probes_given))
+
+    def _finished(self, choice: _Choice) -> dict[str, Any]:
+        """What `decorate` answers and the record keeps; made once."""
+        if choice.extras is None:
+            choice.extras = self._extras(choice)
+        return choice.extras
+
     def _extras(self, choice: _Choice) -> dict[str, Any]:
         extras: dict[str, Any] = {}
         if self.ask.steering_given:
-            extras[STEERING] = receipts(self.plan.edits, choice.prompt.spans, choice.scores.track)
+            error = describe_gaps(gap for gap in self._gaps(choice) if gap.kind != "scored")
+            extras[STEERING] = receipts(self.plan.edits, choice.prompt.spans, choice.scores.track, error)
         if self.ask.probes:
             extras[PROBES] = self._probes(choice)
         return extras
 
     def _reports(self, choice: _Choice, error: str | None = None) -> list[Report]:
         if choice.reports is None:
-            choice.reports = choice.scores.reports(error)
+            choice.reports = choice.scores.reports(error, bool(self._gaps(choice)))
         return choice.reports
 
     def _probes(self, choice: _Choice) -> dict[str, Any]:
@@ -225,21 +253,27 @@ class Session:
             steering=steering_label(names, self.around.max_names_in_label),
             steered_by=names,
             created=self.created,
-            choices=tuple(self._choice_outcome(choice, error) for choice in self._choices),
-            body=tuple(self._record(i) for i in range(len(self._choices))),
+            choices=self._choice_outcomes(error),
+            body=tuple(self._record(i, choice) for i, choice in enumerate(self._choices)),
             error=error,
         )
+
+    def _choice_outcomes(self, error: str | None) -> tuple[ChoiceOutcome, ...]:
+        if error == NO_TOKEN_IDS and not self._choices:
+            unscored = (ProbeOutcome(probe.name, None, None, False, 0, error) for probe in self.ask.probes)
+            return (ChoiceOutcome(tuple(unscored)),)
+        return tuple(self._choice_outcome(choice, error) for choice in self._choices)
 
     def _choice_outcome(self, choice: _Choice, error: str | None) -> ChoiceOutcome:
         edited: dict[str, int] = {}
         for edit, (start, stop) in zip(self.plan.edits, choice.prompt.spans, strict=True):
             name = edit_name(edit)
             edited[name] = edited.get(name, 0) + tokens_edited(start, stop, choice.scores.track)
-        return ChoiceOutcome(tuple(report.outcome() for report in self._reports(choice, error)), edited)
+        probes = tuple(report.outcome() for report in self._reports(choice, error))
+        return ChoiceOutcome(probes, edited, tuple(gap.kind for gap in self._gaps(choice)))
 
-    def _record(self, index: int) -> dict[str, Any]:
-        finish = self._choices[index].scores.track.finish_reason
-        return {"index": index, "finish_reason": finish} | self.decorate(index)
+    def _record(self, index: int, choice: _Choice) -> dict[str, Any]:
+        return {"index": index, "finish_reason": choice.scores.track.finish_reason} | self._finished(choice)
 
 
 class Extension:

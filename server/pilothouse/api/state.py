@@ -13,13 +13,14 @@ ATTRIBUTE = "pilothouse"
 
 @dataclass(frozen=True)
 class ApiState:
-    """The parts of a running server that its routes show or change."""
+    """The parts of a running server that its routes show or change. self_test: its findings, None if it was not run."""
 
     registry: Registry
     results: ResultsStore
     layout: EngineLayout
     limits: Limits
     admin_key: str | None
+    self_test: str | None = None
 
 
 def state_of(request: Request) -> ApiState:

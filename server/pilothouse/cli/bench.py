@@ -24,6 +24,7 @@ from rich.progress import track
 from rich.table import Table
 
 from pilothouse.cli.bench_load import Load, Server, burst
+from pilothouse.cli.bench_prompt import N_TOKENS, measure_prompt_scores, summarise_prompt_scores
 from pilothouse.cli.harbor import HARBOR_NAME, harbor_arguments
 from pilothouse.core.plans import Direction
 from pilothouse.core.sites import SITE
@@ -72,12 +73,14 @@ def bench(
         arguments = [str(model_dir()), "--vectors", str(vectors), "--probes", str(probes), *common]
         ours = Server(["-m", "pilothouse.cli.main", "serve", *arguments])
         with plain, ours:
-            items = asyncio.run(_measure(load, plain, ours, rounds, seed))
-    summary = summarise(items, seed)
+            items, prompt_items = asyncio.run(_measure_all(load, plain, ours, rounds, seed))
+    summary, prompts = summarise(items, seed), summarise_prompt_scores(prompt_items)
     _show(summary, load, rounds)
+    _show_prompt_scores(prompts)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         report = {"machine": _machine(), "load": load.to_dict(), "summary": summary, "items": items}
+        report |= {"prompt_scores": prompts, "prompt_score_items": prompt_items}
         out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
@@ -111,6 +114,16 @@ def body_of(variant: Variant, load: Load, number: int) -> dict[str, Any]:
         if variant.steer:
             body["steering"] = [{"vector": f"bench-{number % N_VECTORS}", "strength": 1.0}]
     return body
+
+
+async def _measure_all(
+    load: Load, plain: Server, ours: Server, rounds: int, seed: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Items of throughput beside plain vLLM, and of prompt scores on our own server."""
+    items = await _measure(load, plain, ours, rounds, seed)
+    probes = [f"bench-{i}" for i in range(N_PROBES)]
+    with plain.paused():
+        return items, await measure_prompt_scores(ours, load.model, probes, rounds, seed)
 
 
 async def _measure(load: Load, plain: Server, ours: Server, rounds: int, seed: int) -> list[dict[str, Any]]:
@@ -159,6 +172,13 @@ def _show(summary: list[dict[str, Any]], load: Load, rounds: int) -> None:
     for row in summary:
         interval = f"{row['low']:.3f} to {row['high']:.3f}"
         table.add_row(row["variant"], f"{row['tokens_per_second']:.0f}", f"{row['ratio']:.3f}", interval)
+    Console().print(table)
+
+
+def _show_prompt_scores(summary: list[dict[str, Any]]) -> None:
+    table = Table("variant", "ms", "of cached", title=f"A prompt of {N_TOKENS} tokens, {N_PROBES} probes")
+    for row in summary:
+        table.add_row(row["variant"], f"{row['milliseconds']:.1f}", f"{row['of_cached']:.2f}")
     Console().print(table)
 
 

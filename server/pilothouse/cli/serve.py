@@ -31,6 +31,10 @@ def serve(
     admin_key: Annotated[
         str | None, typer.Option(envvar="PILOTHOUSE_ADMIN_KEY", help="Key for uploading and deleting artefacts.")
     ] = None,
+    max_results: Annotated[int, typer.Option(min=0, help="Records of responses that are kept; 0 for none.")] = 10_000,
+    self_test: Annotated[
+        bool, typer.Option(help="Before the first request, compare steering and reading with a reference.")
+    ] = True,
     sites: Annotated[str, typer.Option(help="Layers that can be steered and read, joined by commas; all.")] = "all",
     max_plans: Annotated[int, typer.Option(help="Distinct steering plans at once; more wait.")] = 64,
     max_probes: Annotated[int, typer.Option(help="Distinct probes read at once; more wait.")] = 16,
@@ -49,6 +53,8 @@ def serve(
         saes=_folders(saes, []),
         default_probes=tuple(name for name in default_probes.split(",") if name),
         admin_key=admin_key,
+        max_results=max_results,
+        self_test=self_test,
     )
     os.environ[CONFIG_ENV] = config.to_json()
 
@@ -83,17 +89,19 @@ def _wait_and_print(base_url: str, model: str) -> None:
             if httpx.get(f"{base_url}/health", timeout=2, trust_env=False).status_code == 200:
                 vectors = httpx.get(f"{base_url}/v1/steering_vectors", timeout=2, trust_env=False).json()["data"]
                 probes = httpx.get(f"{base_url}/v1/probes", timeout=2, trust_env=False).json()["data"]
-                Console(soft_wrap=True).print(
-                    _greeting(base_url, model, vectors, probes), highlight=False, markup=False
-                )
+                found = httpx.get(f"{base_url}/v1/capabilities", timeout=2, trust_env=False).json()["self_test"]
+                greeting = _greeting(base_url, model, vectors, probes, found)
+                Console(soft_wrap=True).print(greeting, highlight=False, markup=False)
                 return
         except httpx.HTTPError:
             pass
         time.sleep(0.2)
 
 
-def _greeting(base_url: str, model: str, vectors: list[dict[str, Any]], probes: list[dict[str, Any]]) -> str:
-    lines = ["", f"Pilothouse serves {model} at {base_url}/v1"]
+def _greeting(
+    base_url: str, model: str, vectors: list[dict[str, Any]], probes: list[dict[str, Any]], self_test: str | None
+) -> str:
+    lines = ["", f"Pilothouse serves {model} at {base_url}/v1", f"Self-test: {self_test or 'not run'}"]
     if vectors:
         name = "honest" if any(v["id"] == "honest" for v in vectors) else vectors[0]["id"]
         vector = next(v for v in vectors if v["id"] == name)

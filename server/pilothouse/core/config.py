@@ -68,7 +68,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """What the API process loads and allows."""
+    """What the API process loads and allows. max_results: records of responses that are kept, 0 for none; self_test:
+    whether steering and reading are held against a reference before the first request."""
 
     vectors: tuple[str, ...] = ()
     probes: tuple[str, ...] = ()
@@ -76,6 +77,12 @@ class ServerConfig:
     default_probes: tuple[str, ...] = ()
     admin_key: str | None = None
     limits: Limits = Limits()
+    max_results: int = 10_000
+    self_test: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_results < 0:
+            raise StartupError(f"max_results must be at least 0, not {self.max_results}")
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -85,7 +92,7 @@ class ServerConfig:
         raw = json.loads(text)
         _reject_unknown(cls, raw)
         lists = {k: tuple(raw.get(k, ())) for k in ("vectors", "probes", "saes", "default_probes")}
-        return cls(**lists, admin_key=raw.get("admin_key"), limits=Limits(**raw.get("limits", {})))
+        return cls(**{**raw, **lists, "limits": Limits(**raw.get("limits", {}))})
 
     @classmethod
     def from_environment(cls) -> Self:

@@ -84,13 +84,15 @@ class WireDirections(msgspec.Struct, frozen=True, array_like=True):
 class Reading(msgspec.Struct, frozen=True, array_like=True):
     """Readouts of one request from one or more steps.
 
-    runs: (first position, number of positions, number of them edited) for each stretch that was forwarded; start and
-    scores: float32 bytes [n, readouts of the request], for the positions listed in `score_runs` as (first, number).
+    runs: (first position, number of positions, number of them edited) for each stretch that was forwarded; scores:
+    float32 bytes [n, readouts of the request], for the positions listed in `score_runs` as (first, number); cached:
+    positions before this one were in the prefix cache when the request started, or started again after preemption.
     """
 
     runs: tuple[tuple[int, int, int], ...] = ()
     score_runs: tuple[tuple[int, int], ...] = ()
     scores: bytes = b""
+    cached: int = 0
 
 
 plan_encoder = msgspec.msgpack.Encoder()

@@ -1,7 +1,13 @@
 """What is known of a scored or steered request once it has ended; telemetry and the record store take it from here."""
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
+
+GapKind = Literal["forwarded", "edited", "scored"]
+"""What the engine should have done to a position and did not."""
+
+NO_TOKEN_IDS = "no_token_ids"
+"""Why nothing was scored behind a prompt that has no token ids: embeddings, or input that arrives in real time."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +24,12 @@ class ProbeOutcome:
 
 @dataclass(frozen=True)
 class ChoiceOutcome:
-    """One choice: its probes and how many of its tokens were edited, by configured vector name or `adhoc`."""
+    """One choice: its probes, how many of its tokens were edited, by configured vector name or `adhoc`, and what the
+    engine left out, each kind once."""
 
     probes: tuple[ProbeOutcome, ...] = ()
     tokens_edited: dict[str, int] = field(default_factory=dict)
+    gaps: tuple[GapKind, ...] = ()
 
 
 @dataclass(frozen=True)

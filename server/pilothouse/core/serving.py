@@ -20,19 +20,24 @@ class RequestSession(Protocol):
         """Called once for each prompt, in order, just before it goes to the engine."""
 
     def decorate(self, index: int) -> dict[str, Any]:
-        """The keys that finished choice `index` carries beside OpenAI's."""
+        """The keys that finished choice `index` carries beside OpenAI's; EngineGap when the engine left out what the
+        client asked for."""
 
     def token_scores(self, index: int) -> list[dict[str, Any] | None]:
         """For each generated token so far, what `logprobs.content[]` shows under `probe_scores`."""
 
     def rewrite_event(self, event: str) -> str:
-        """One server-sent event of the stream with the scores that are known by now put in."""
+        """One server-sent event of the stream with the scores that are known by now put in; EngineGap, as `decorate`,
+        in the place of the event that ends a choice: the stream has failed."""
 
     def set_response_id(self, response_id: str) -> None:
         """Told as soon as the response's id is known."""
 
     def close(self, error: str | None = None) -> None:
-        """Called exactly once when every sequence has ended, however it ended."""
+        """Called when every sequence has ended, however it ended; only the first call counts.
+
+        `error` is NO_TOKEN_IDS for a prompt that was never added, having no token ids.
+        """
 
 
 class RequestExtension(Protocol):

@@ -44,16 +44,69 @@ class ScoreTable:
         return np.full((n, self._rows.shape[1]), np.nan, dtype=np.float32)
 
 
+class Runs:
+    """A set of positions, kept as stretches [first, stop). Adding behind the last stretch, as decoding does, makes it
+    longer, so a sequence needs about as many stretches as it was preempted times."""
+
+    def __init__(self) -> None:
+        self._runs: list[tuple[int, int]] = []
+
+    def add(self, start: int, stop: int) -> None:
+        """Take in the positions [start, stop)."""
+        if stop <= start:
+            return
+        first, last = self._runs[-1] if self._runs else (start, start)
+        if first <= start <= last:
+            self._runs[-1:] = [(first, max(last, stop))]
+        else:
+            self._runs.append((start, stop))
+
+    def count(self, start: int, stop: int) -> int:
+        """How many distinct positions of [start, stop) there are."""
+        return _count(self._runs, start, stop)
+
+    def count_absent(self, wanted: "Runs", start: int, stop: int) -> int:
+        """How many distinct positions of [start, stop) are in `wanted` and not here."""
+        return _count(self._runs + wanted._runs, start, stop) - self.count(start, stop)
+
+    def copy(self) -> "Runs":
+        """The same positions, to be added to."""
+        found = Runs()
+        found._runs = list(self._runs)
+        return found
+
+    @property
+    def first(self) -> int | None:
+        """The smallest position; None when there is none."""
+        return min((start for start, _ in self._runs), default=None)
+
+
+def _count(runs: list[tuple[int, int]], start: int, stop: int) -> int:
+    total, reached = 0, start
+    for first, last in sorted(runs):
+        lo, hi = max(first, reached), min(last, stop)
+        if lo < hi:
+            total += hi - lo
+            reached = hi
+    return total
+
+
 @dataclass
 class ChoiceTrack:
-    """One generated sequence: its tokens, what was forwarded, and its readouts [position, readout]."""
+    """One generated sequence: its tokens, what was forwarded, and its readouts [position, readout].
+
+    scored: positions whose readouts arrived, whatever they were; forwarded need not hold them, since scores of
+    positions that came from the prefix cache may be delivered too. cached: how far the prefix cache reached.
+    """
 
     n_prompt: int
     n_readouts: int
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
-    forwarded: list[tuple[int, int]] = field(default_factory=list)
+    forwarded: Runs = field(default_factory=Runs)
+    scored: Runs = field(default_factory=Runs)
     edited_reported: int = 0
+    cached: int = 0
     _scores: ScoreTable = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,17 +114,17 @@ class ChoiceTrack:
 
     def add(self, reading: Reading) -> None:
         """Take in one reading; later readings of a position replace earlier ones."""
+        self.cached = max(self.cached, reading.cached)
         for start, count, edited in reading.runs:
             self.edited_reported += edited
-            if self.forwarded and self.forwarded[-1][1] == start:
-                self.forwarded[-1] = (self.forwarded[-1][0], start + count)
-            else:
-                self.forwarded.append((start, start + count))
+            self.forwarded.add(start, start + count)
         if reading.scores:
             table = np.frombuffer(reading.scores, dtype="<f4").reshape(-1, self.n_readouts)
             row = 0
             for start, count in reading.score_runs:
-                self._scores.put(start, table[row : row + count])
+                rows = table[row : row + count]
+                self._scores.put(start, rows)
+                self.scored.add(start, start + len(rows))
                 row += count
 
     def scores(self, start: int, stop: int) -> Float32:
@@ -80,18 +133,18 @@ class ChoiceTrack:
 
     def count_forwarded(self, start: int, stop: int) -> int:
         """How many distinct positions of [start, stop) went through the model."""
-        total, reached = 0, start
-        for first, last in sorted(self.forwarded):
-            lo, hi = max(first, reached), min(last, stop)
-            if lo < hi:
-                total += hi - lo
-                reached = hi
-        return total
+        return self.forwarded.count(start, stop)
 
     @property
     def first_forwarded(self) -> int:
-        """Positions before this one came from the prefix cache."""
-        return min((first for first, _ in self.forwarded), default=self.n_prompt)
+        """Positions before this one came from the prefix cache; all of the prompt when nothing was forwarded."""
+        first = self.forwarded.first
+        return self.n_prompt if first is None else first
+
+    @property
+    def complete(self) -> bool:
+        """Whether the sequence ended as sequences should: neither given up nor broken."""
+        return self.finish_reason not in (None, "abort", "error")
 
 
 @dataclass

@@ -35,6 +35,7 @@ from pilothouse.core.messages import (
     reading_decoder,
 )
 from pilothouse.core.plans import Direction, Plan
+from pilothouse.core.records import NO_TOKEN_IDS
 from pilothouse.core.serving import RequestSession
 from pilothouse.core.tracks import ChoiceTrack, PromptTrack
 from pilothouse.engine.wire import largest_edit, resolve
@@ -162,7 +163,9 @@ class SteeringClient:
         if ids is None:
             if owned is None and not session.plan.empty:
                 raise BadRequest("steering and probes need a prompt of token ids", "prompt")
-            # Realtime input and prompts of embeddings have no token ids: default probes do not watch them.
+            # Realtime input and prompts of embeddings have no token ids: default probes do not watch them, and say so.
+            if owned is not None:
+                owned.close(NO_TOKEN_IDS)
             return self._generate(prompt, sampling_params, request_id, **kwargs)  # type: ignore[no-any-return]
         # A copy: vLLM's beam search gives the same parameters to many requests.
         sampling_params = copy.copy(sampling_params)
@@ -226,8 +229,6 @@ class SteeringClient:
         self._prompts[nonce] = track
         extra = {PLAN_KEY: plan_encoder.encode(wire), NONCE_KEY: nonce}
         sampling_params.extra_args = {**(sampling_params.extra_args or {}), **extra}
-        if plan.prompt_scores:
-            sampling_params.skip_reading_prefix_cache = True
         return track
 
     def _track_of(self, request: Any) -> PromptTrack | None:

@@ -6,13 +6,14 @@ their class, so every flag that vLLM gave them stays in force. vLLM's routes, pa
 
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
 
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 
 from pilothouse.core.config import EngineLayout, Limits
-from pilothouse.core.errors import BadRequest, StartupError
+from pilothouse.core.errors import BadRequest, EngineGap, StartupError
 from pilothouse.core.serving import RequestExtension, RequestSession
 from pilothouse.core.sites import ModelShape
 from pilothouse.engine.client import NullSession, SteeringClient, current_session
@@ -57,7 +58,11 @@ class SteeringServing(_Base):
             current_session.reset(token)
         if hasattr(result, "choices"):
             session.set_response_id(result.id)
-            _decorate(result, session, (request.logprobs or None) is not None)
+            try:
+                _decorate(result, session, (request.logprobs or None) is not None)
+            except EngineGap as gap:
+                session.close(str(gap))
+                return self.create_error_response(gap)
             session.close()
         elif hasattr(result, "error"):
             session.close(result.error.message)
@@ -65,13 +70,22 @@ class SteeringServing(_Base):
             return _without_session(result)
         return result
 
-    async def _relay(self, session: RequestSession, events: AsyncIterator[str]) -> AsyncGenerator[str, None]:
-        """The stream with scores put in; the session ends with it, however it ends."""
+    async def _relay(self, session: RequestSession, events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+        """The stream with scores put in; the session ends with it, however it ends.
+
+        A gap ends it as vLLM's own errors do, whichever choice it is in, and what still runs is given up.
+        """
         error: str | None = "aborted"
         try:
-            async for event in events:
-                yield session.rewrite_event(event)
+            async with aclosing(events):
+                async for event in events:
+                    yield session.rewrite_event(event)
             error = None
+        except EngineGap as gap:
+            # The record must be there before the client can know that the response has ended.
+            session.close(str(gap))
+            yield f"data: {self.create_streaming_error_response(gap)}\n\n"
+            yield "data: [DONE]\n\n"
         except Exception as failure:
             logger.exception("scores could not be put into the stream")
             error = type(failure).__name__
@@ -109,7 +123,7 @@ class SteeringCompletion(SteeringServing, OpenAIServingCompletion):
         return _bound(self, request_id, events)
 
 
-def _bound(serving: SteeringServing, request_id: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
+def _bound(serving: SteeringServing, request_id: str, events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
     """Tie a stream to the session of the context that makes it; it is read in another context."""
     session = current_session.get()
     if session is None or isinstance(session, NullSession):

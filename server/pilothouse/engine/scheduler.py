@@ -72,6 +72,7 @@ class _Buffer:
     runs: list[tuple[int, int, int]] = field(default_factory=list)
     score_runs: list[tuple[int, int]] = field(default_factory=list)
     scores: list[bytes] = field(default_factory=list)
+    cached: int = 0
 
     def add_scores(self, start: int, rows: Float32) -> None:
         """Add the rows [n, readouts of the request] of positions [start, start + n)."""
@@ -79,7 +80,9 @@ class _Buffer:
         self.scores.append(rows.tobytes())
 
     def encode(self) -> bytes:
-        return reading_encoder.encode(Reading(tuple(self.runs), tuple(self.score_runs), b"".join(self.scores)))
+        return reading_encoder.encode(
+            Reading(tuple(self.runs), tuple(self.score_runs), b"".join(self.scores), self.cached)
+        )
 
 
 class SteeringScheduler(_Base):
@@ -101,6 +104,8 @@ class SteeringScheduler(_Base):
         self._scores = ScoreStore(self.hash_block_size)
 
     def add_request(self, request: Any) -> None:
+        # Of an earlier request of that name, whose last step gave no output.
+        self._buffers.pop(request.request_id, None)
         plan = plan_of(request)
         if plan is not None:
             self._take_directions(request)
@@ -121,7 +126,12 @@ class SteeringScheduler(_Base):
         if orders := self._orders(started):
             setattr(output, ORDERS_ATTRIBUTE, orders)
         for new in output.scheduled_new_reqs:
-            self._deliver_kept_scores(new.req_id, new.num_computed_tokens)
+            self._note_cached(new.req_id, new.num_computed_tokens)
+        again = output.scheduled_cached_reqs
+        if again.resumed_req_ids:
+            for request_id, n_computed in zip(again.req_ids, again.num_computed_tokens, strict=True):
+                if request_id in again.resumed_req_ids:
+                    self._note_cached(request_id, n_computed)
         return output
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
@@ -211,14 +221,18 @@ class SteeringScheduler(_Base):
         blocks, n_computed, _ = manager.coordinator.find_longest_cache_hit(request.block_hashes, longest)
         return manager.create_kv_cache_blocks(blocks), n_computed, 0, False
 
-    def _deliver_kept_scores(self, request_id: str, n_computed: int) -> None:
-        """A request that starts behind cached positions gets their scores with its first output."""
+    def _note_cached(self, request_id: str, n_computed: int) -> None:
+        """A request that starts behind cached positions says so with its next output, and brings their kept scores."""
         held = self._held.get(request_id)
-        if held is None or held.collector is None or not n_computed:
+        if held is None or not n_computed:
             return
-        hashes = self.requests[request_id].block_hashes[: -(-n_computed // self.hash_block_size)]
-        rows = self._scores.take(hashes, held.plan.readouts)[:n_computed]
-        self._buffers.setdefault(request_id, _Buffer()).add_scores(0, rows)
+        buffer = self._buffers.setdefault(request_id, _Buffer())
+        buffer.cached = max(buffer.cached, n_computed)
+        if held.collector is not None:
+            hashes = self.requests[request_id].block_hashes[: -(-n_computed // self.hash_block_size)]
+            # Looked up in this very step, so they are there; were they not, the client would report the gap.
+            if self._scores.covered(hashes, held.plan.readouts) == len(hashes):
+                buffer.add_scores(0, self._scores.take(hashes, held.plan.readouts)[:n_computed])
 
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
         """vLLM's, and the scores beside the cache: it is called when weights change."""

@@ -53,6 +53,9 @@ class Metrics:
         self._tokens = counter("pilothouse_probe_tokens", "Generated tokens that a probe scored.", "probe")
         self._steered = counter("pilothouse_steering_requests", "Requests that a vector steered.", "vector")
         self._edited = counter("pilothouse_steering_tokens", "Tokens that a vector edited.", "vector")
+        self._gaps = counter(
+            "pilothouse_engine_gaps", "Choices of which the engine left out positions, by what it left out.", "kind"
+        )
 
     def observe(self, outcome: RequestOutcome) -> None:
         """Count one finished request."""
@@ -64,6 +67,8 @@ class Metrics:
     def _observe_choice(self, outcome: RequestOutcome, choice: ChoiceOutcome) -> None:
         for vector, n_edited in choice.tokens_edited.items():
             self._edited.labels(outcome.model_name, vector).inc(n_edited)
+        for kind in choice.gaps:
+            self._gaps.labels(outcome.model_name, kind).inc()
         for probe in choice.probes:
             self._observe_probe(outcome, probe)
 
