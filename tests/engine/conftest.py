@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_support.harness import Engine, Reference
+from engine_support.harness import Engine, Reference, tight_engine
 
 from pilothouse.core.config import EngineLayout
 
@@ -67,10 +67,32 @@ def compiled_llama(llama: Path) -> Iterator[tuple[Engine, Reference]]:
 
 
 @pytest.fixture(scope="session")
+def stock_llama(llama: Path) -> Iterator[Engine]:
+    """The same Llama in vLLM as it comes: nothing of ours in it."""
+    engine = Engine(llama, None, block_size=32)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
 def eager_qwen3(qwen3: Path) -> Iterator[tuple[Engine, Reference]]:
     """Qwen3, eager: prompts cut into chunks of 16, room for two plans, and a cache so small that it preempts."""
-    layout = EngineLayout(slots=2, readouts=4)
     tight = {"block_size": 32, "num_gpu_blocks_override": 20, "long_prefill_token_threshold": 16}
-    engine = Engine(qwen3, layout, enforce_eager=True, **tight)
+    engine = Engine(qwen3, EngineLayout(slots=2, readouts=4), in_process=True, enforce_eager=True, **tight)
+    yield engine, Reference(qwen3)
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def tight_qwen3(qwen3: Path) -> Iterator[tuple[Engine, Reference]]:
+    engine = tight_engine(qwen3)
+    yield engine, Reference(qwen3)
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def tightest_qwen3(qwen3: Path) -> Iterator[tuple[Engine, Reference]]:
+    """Hardly more blocks than the longest sequence needs: much is preempted, little stays cached."""
+    engine = tight_engine(qwen3, blocks=10)
     yield engine, Reference(qwen3)
     engine.close()

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import os
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from vllm import envs
 
 from pilothouse.core.config import EngineLayout
 from pilothouse.core.messages import (
     DIRECTIONS_KEY,
     PLAN_KEY,
     READING_KEY,
+    Reading,
     directions_encoder,
     plan_encoder,
     reading_decoder,
@@ -27,24 +32,47 @@ from pilothouse.engine.client import Courier
 from pilothouse.engine.options import engine_options
 from pilothouse.engine.wire import resolve
 
+_HERE: list[Engine] = []
+"""Engines in this process that are not shut down yet."""
+
 
 @dataclass
 class Result:
-    """One generated sequence: greedy tokens, log-probabilities of each, and what was reported of its positions."""
+    """One generated sequence: its tokens, log-probabilities of each, and what was reported of its positions.
+
+    runs: the stretches [first, stop) that were forwarded one after the other; edited: positions reported as edited.
+    """
 
     token_ids: list[int]
     logprobs: list[float]
     track: ChoiceTrack
     cached_tokens: int
+    runs: list[tuple[int, int]]
+    edited: int
+
+
+@dataclass(eq=False)
+class Job:
+    """One request under way: what arrived for each of its sequences and, once all have finished, their results."""
+
+    name: str
+    prompt: list[int]
+    plan: Plan
+    tracks: dict[str, ChoiceTrack]
+    readings: dict[str, list[Reading]]
+    results: list[Result] = field(default_factory=list)
+    aborted: bool = False
 
 
 class Engine:
-    """An in-process vLLM with sites."""
+    """A vLLM driven step by step: with sites, or stock when there is no layout.
 
-    def __init__(self, model: Path, layout: EngineLayout, **options: Any) -> None:
-        from vllm import LLM
+    `in_process` keeps scheduler and worker in this process, where tests can look at them and break them on purpose.
+    """
 
+    def __init__(self, model: Path, layout: EngineLayout | None, *, in_process: bool = False, **options: Any) -> None:
         arguments = {
+            "model": str(model),
             "kv_cache_memory_bytes": 64 << 20,
             "max_model_len": 256,
             "dtype": "float32",
@@ -52,14 +80,23 @@ class Engine:
             "disable_log_stats": False,
             "skip_tokenizer_init": True,
             **options,
+            **(engine_options(layout) if layout else {}),
         }
-        self.layout = layout
-        self.llm = LLM(model=str(model), **arguments, **engine_options(layout))
+        self._layout = layout
+        self.llm = _start_here(arguments) if in_process else _start(arguments)
         self._courier = Courier(1 << 30)
-        self._tracks: dict[str, ChoiceTrack] = {}
+        self._jobs: dict[str, Job] = {}
         self._process = self.llm.llm_engine.output_processor.process_outputs
         self.llm.llm_engine.output_processor.process_outputs = self._process_outputs
         self._ids = itertools.count()
+        self._closed = False
+        if in_process:
+            _HERE.append(self)
+
+    @property
+    def layout(self) -> EngineLayout:
+        assert self._layout is not None, "a stock engine has no layout"
+        return self._layout
 
     def run(
         self,
@@ -68,30 +105,73 @@ class Engine:
         max_tokens: int = 8,
         **sampling: Any,
     ) -> list[Result]:
-        """All prompts in one batch, each with its own plan."""
-        from vllm import SamplingParams
+        """The first sequence of each prompt, all in one batch, each with its own plan."""
+        jobs = [self.submit(p, plan, max_tokens, **sampling) for p, plan in zip(prompts, plans, strict=True)]
+        self.drain()
+        return [job.results[0] for job in jobs]
 
-        engine = self.llm.llm_engine
-        order, finished = [], {}
-        for prompt, plan in zip(prompts, plans, strict=True):
-            params = SamplingParams(max_tokens=max_tokens, temperature=0.0, logprobs=0, ignore_eos=True, **sampling)
-            track = ChoiceTrack(len(prompt), len(plan.readouts) if plan else 0)
-            if plan is not None and not plan.empty:
-                self._attach(params, plan, len(prompt))
-            request_id = engine.add_request(f"r{next(self._ids)}", {"prompt_token_ids": list(prompt)}, params)
-            self._tracks[request_id] = track
-            order.append((request_id, track))
-        while engine.has_unfinished_requests():
-            for output in engine.step():
-                if output.finished:
-                    finished[output.request_id] = output
-        results = []
-        for request_id, track in order:
-            output = next(o for name, o in finished.items() if request_id.startswith(name + "-") or name == request_id)
-            best = output.outputs[0]
-            logprobs = [entry[token].logprob for entry, token in zip(best.logprobs, best.token_ids, strict=True)]
-            results.append(Result(list(best.token_ids), logprobs, track, output.num_cached_tokens or 0))
-        return results
+    def submit(self, prompt: Sequence[int], plan: Plan | None, max_tokens: int, **sampling: Any) -> Job:
+        """Hand over one request; greedy unless `sampling` says otherwise."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        plan, prompt, name = plan or Plan(), list(prompt), f"r{next(self._ids)}"
+        salt = {"cache_salt": sampling.pop("cache_salt")} if "cache_salt" in sampling else {}
+        settings = {"temperature": 0.0, "logprobs": 0, "ignore_eos": True, "max_tokens": max_tokens, **sampling}
+        params = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, **settings)
+        if not plan.empty:
+            self._attach(params, plan, len(prompt))
+        request_id = self.llm.llm_engine.add_request(name, {"prompt_token_ids": prompt, **salt}, params)
+        # Several sequences are as many requests to the engine, numbered in front.
+        ids = [request_id] if params.n == 1 else [f"{i}_{request_id}" for i in range(params.n)]
+        tracks = {i: ChoiceTrack(len(prompt), len(plan.readouts)) for i in ids}
+        job = self._jobs[name] = Job(name, prompt, plan, tracks, {i: [] for i in ids})
+        return job
+
+    def step(self) -> list[Job]:
+        """One step of the engine; the jobs that are complete with it."""
+        finished = []
+        for output in self.llm.llm_engine.step():
+            job = self._jobs[output.request_id]
+            cached = output.num_cached_tokens or 0
+            for choice, request_id in zip(output.outputs, job.tracks, strict=True):
+                job.results.append(_result(choice, job.tracks[request_id], job.readings[request_id], cached))
+            finished.append(self._jobs.pop(job.name))
+        return finished
+
+    def abort(self, job: Job) -> None:
+        """Give a job up, wherever it is."""
+        if job.name in self._jobs:
+            job.aborted = True
+            self.llm.llm_engine.abort_request([job.name])
+            del self._jobs[job.name]
+
+    def drain(self, most_steps: int = 20_000) -> None:
+        """Step until nothing is left to do; AssertionError when that takes suspiciously long."""
+        for _ in range(most_steps):
+            if not self.busy:
+                return
+            self.step()
+        raise AssertionError(f"still busy after {most_steps} steps: {sorted(self._jobs)}")
+
+    def abandon(self) -> None:
+        """Give up all jobs that are not complete."""
+        for job in list(self._jobs.values()):
+            self.abort(job)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.llm.llm_engine.has_unfinished_requests())
+
+    @property
+    def scheduler(self) -> Any:
+        """The scheduler of an engine that runs in this process."""
+        return self.llm.llm_engine.engine_core.engine_core.scheduler
+
+    @property
+    def board(self) -> Any:
+        """The worker's board of an engine that runs in this process."""
+        return self.llm.llm_engine.model_executor.driver_worker.worker.model_runner.pilothouse_board
 
     def _attach(self, params: Any, plan: Plan, n_prompt: int) -> None:
         wire, _ = resolve(plan, n_prompt, self.layout)
@@ -99,8 +179,6 @@ class Engine:
         parcel = self._courier.parcel([e.direction for e in plan.edits] + [r.direction for r in plan.readouts])
         if parcel is not None:
             params.extra_args[DIRECTIONS_KEY] = directions_encoder.encode(parcel)
-        if plan.prompt_scores:
-            params.skip_reading_prefix_cache = True
 
     def _process_outputs(self, outputs: list[Any], *args: Any, **kwargs: Any) -> Any:
         for output in outputs:
@@ -108,7 +186,10 @@ class Engine:
             raw = transfer.pop(READING_KEY, None) if transfer else None
             if raw is not None:
                 output.kv_transfer_params = transfer or None
-                self._tracks[output.request_id].add(reading_decoder.decode(raw))
+                for job in self._jobs.values():
+                    if output.request_id in job.tracks:
+                        job.readings[output.request_id].append(reading_decoder.decode(raw))
+                        job.tracks[output.request_id].add(job.readings[output.request_id][-1])
         return self._process(outputs, *args, **kwargs)
 
     def preemptions(self) -> int:
@@ -116,10 +197,77 @@ class Engine:
         return sum(int(m.value) for m in self.llm.get_metrics() if m.name == "vllm:num_preemptions")
 
     def close(self) -> None:
-        self.llm.llm_engine.engine_core.shutdown()
+        """Shut down. Engines in this process share what the first to go takes along, so they wait for the last one."""
+        if self not in _HERE:
+            self.llm.llm_engine.engine_core.shutdown()
+            return
+        self._closed = True
+        if all(engine._closed for engine in _HERE):
+            for engine in _HERE[1:]:
+                engine.llm.llm_engine.engine_core._finalizer.detach()
+            _HERE[0].llm.llm_engine.engine_core.shutdown()
+            _HERE.clear()
 
     def reset_cache(self) -> None:
-        self.llm.reset_prefix_cache()
+        assert self.llm.reset_prefix_cache(), "blocks were still in use"
+
+
+def tight_engine(model: Path, blocks: int = 14) -> Engine:
+    """In this process and eager, where all is scarce: chunks of 16, two slots, four columns, and so few blocks that it
+    preempts, the more so since requests begin before the cache has room for all of their prompt."""
+    return Engine(
+        model,
+        EngineLayout(slots=2, readouts=4),
+        in_process=True,
+        enforce_eager=True,
+        block_size=32,
+        num_gpu_blocks_override=blocks,
+        long_prefill_token_threshold=16,
+        scheduler_reserve_full_isl=False,
+    )
+
+
+def _result(choice: Any, track: ChoiceTrack, readings: list[Reading], cached: int) -> Result:
+    logprobs = [entry[token].logprob for entry, token in zip(choice.logprobs, choice.token_ids, strict=True)]
+    runs, edited = list[tuple[int, int]](), 0
+    for start, count, changed in itertools.chain.from_iterable(reading.runs for reading in readings):
+        edited += changed
+        if runs and runs[-1][1] == start:
+            start, count = runs[-1][0], start + count - runs.pop()[0]
+        runs.append((start, start + count))
+    return Result(list(choice.token_ids), logprobs, track, cached, runs, edited)
+
+
+def _start(arguments: dict[str, Any]) -> Any:
+    from vllm import LLM
+
+    return LLM(**arguments)
+
+
+def _start_here(arguments: dict[str, Any]) -> Any:
+    """vLLM with its engine in this process. It warns of matters of its own, and would claim this process's cores."""
+    here = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    before = {name: os.environ.get(name) for name in here}
+    os.environ.update(here)
+    set_num_threads = torch.set_num_threads
+    # So small a model gains nothing from more threads, and loses much where others use the cores.
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            started = _start({**arguments, "distributed_executor_backend": "uni"})
+        # vLLM's own handlers write to what pytest captures for one test only; pytest has the records anyway.
+        logging.getLogger("vllm").handlers.clear()
+        return started
+    finally:
+        torch.set_num_threads = set_num_threads
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        # The engine core froze vLLM's settings for this process; engines that start later must find their own.
+        envs.disable_envs_cache()
 
 
 class Reference:

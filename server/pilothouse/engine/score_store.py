@@ -16,7 +16,7 @@ import numpy as np
 from pilothouse.core.sites import Float32
 
 MAX_BYTES = 64 << 20
-ENTRY_OVERHEAD = 320
+ENTRY_OVERHEAD = 400
 """Bytes that Python needs for an entry beside its scores: key, digest, array and table."""
 
 Key = tuple[bytes, bytes]
