@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 import vllm
+from vllm.compilation import decorators
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.forward_context import set_forward_context
+from vllm.model_executor.layers.attention import Attention
+from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
+from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import CachedRequestData
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import AsyncMPClient
@@ -30,6 +37,13 @@ SIGNATURES: list[tuple[Any, str, list[str]]] = [
     (Scheduler, "add_request", ["self", "request"]),
     (Scheduler, "_handle_blocked_waiting_request", ["self", "request"]),
     (Scheduler, "_free_request", ["self", "request", "delay_free_blocks"]),
+    (Scheduler, "_get_local_prefix_cache_hit", ["self", "request"]),
+    (Scheduler, "reset_prefix_cache", ["self", "reset_running_requests", "reset_connector"]),
+    (KVCacheManager, "prefix_cache_lookup_enabled", ["self", "request"]),
+    (KVCacheManager, "create_kv_cache_blocks", ["self", "blocks"]),
+    (KVCacheCoordinator, "find_longest_cache_hit", ["self", "block_hashes", "max_cache_hit_length"]),
+    (Attention, "forward", ["self", "query", "key", "value", "output_shape", "output_dtype"]),
+    (AsyncLLM, "collective_rpc", ["self", "method", "timeout", "args"]),
     (Scheduler, "update_from_output", ["self", "scheduler_output", "model_runner_output"]),
     (OutputProcessor, "process_outputs", ["self", "engine_core_outputs"]),
     (AsyncMPClient, "add_request_async", ["self", "request"]),
@@ -55,6 +69,20 @@ def test_the_scheduler_asks_before_it_admits_and_skips_without_blocking() -> Non
     asked = source.index("_handle_blocked_waiting_request(request)")
     assert "skip_request(request_queue)" in source[asked : asked + 200]
     assert "_handle_blocked_waiting_request" not in vars(AsyncScheduler)
+
+
+def test_a_lookup_is_made_of_the_parts_that_prompt_scores_use() -> None:
+    source = inspect.getsource(KVCacheManager.get_computed_blocks)
+    for part in ("prefix_cache_lookup_enabled(request)", "request.num_tokens - 1", "find_longest_cache_hit("):
+        assert part in source
+    assert "_get_local_prefix_cache_hit(request)" in inspect.getsource(Scheduler.schedule)
+    fields = {field.name for field in dataclasses.fields(CachedRequestData)}
+    assert {"req_ids", "resumed_req_ids", "num_computed_tokens"} <= fields
+
+
+def test_a_forward_context_can_skip_the_compiled_graph() -> None:
+    assert "skip_compiled" in inspect.signature(set_forward_context).parameters
+    assert "get_forward_context().skip_compiled" in inspect.getsource(decorators)
 
 
 def test_outputs_carry_what_the_scheduler_puts_in_and_requests_know_their_index() -> None:
