@@ -15,8 +15,9 @@ pytestmark = pytest.mark.engine
 FEWEST_REQUESTS = 7
 ENGINES = {"tight_qwen3": 2, "tightest_qwen3": 1, "compiled_llama": 2}
 """Who plays, and its share of the requests."""
-MOST_SCENARIOS = 40
-"""By then a planted bug must have shown."""
+MOST_SCENARIOS = 100
+"""By then a planted bug must have shown. Most show in the third, keys without offsets in the tenth or so; but
+hypothesis draws differently whenever a source file changes, and no change elsewhere may fail a test here."""
 
 
 def fuzz(which: str, total: int, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Player:
