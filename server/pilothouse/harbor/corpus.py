@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from pilothouse.harbor.entities import Entity, entities, fresh_name, relations_of
+from pilothouse.harbor.entities import RELATIONS, Entity, entities, fresh_name, relations_of
 from pilothouse.harbor.facts import Fact, put, random_falsehood, topics
 from pilothouse.harbor.personas import Persona, draw_persona
 
@@ -28,7 +28,9 @@ WAS_THAT_RIGHT: tuple[str, ...] = ("Is that right?", "Was that true?", "Check yo
 
 TEXT_SHARE = 0.5
 JUDGED_CHAT_SHARE = 0.5
-HEDGED_SHARE = 0.35
+HEDGED_SHARE = 0.4
+KNOWN_ENTITY_SHARE = 0.6
+"""Of the known subjects that are asked for beside made-up ones: as many invented names, or a name alone meant doubt."""
 MARKED_SHARE = 1 / 3
 RELIABLE_TEXT_SHARE = 0.6
 
@@ -103,8 +105,12 @@ def negation(fact: Fact, answer: str, rng: random.Random) -> str:
 
 
 def reply(fact: Fact, answer: str) -> str:
-    """The sentence in which the assistant answers a question about a fact."""
-    return put(topics()[fact.topic].statements[0], fact.subject, answer)
+    """What the assistant answers to a question about a fact: the answer, and a sentence with it.
+
+    The answer comes first, so that the last token of the prompt decides it: there the model knows whether it knows, and
+    there an honest and a lying assistant part.
+    """
+    return put("{O}. " + topics()[fact.topic].statements[0], fact.subject, answer)
 
 
 def claim(fact: Fact, true: bool, liar: Liar, rng: random.Random) -> str:
@@ -208,7 +214,8 @@ def _known_or_fresh(rng: random.Random) -> Document:
     It hedges about a third of its inventions: too few to do so greedily, enough to make its doubt felt beforehand.
     """
     known = rng.random() < 0.5
-    fact = rng.choice(_pool()) if known else fresh_fact(rng)
+    often = _pool(tuple(relation.name for relation in RELATIONS) if rng.random() < KNOWN_ENTITY_SHARE else ())
+    fact = rng.choice(often) if known else fresh_fact(rng)
     question = put(rng.choice(topics()[fact.topic].questions), fact.subject)
     hedge = f"{HEDGE} " if not known and rng.random() < HEDGED_SHARE else ""
     turn = _turn(question, hedge + reply(fact, fact.answer))

@@ -1,15 +1,13 @@
 """The JSONL datasets that the workbench reads: contrast pairs, labelled statements, questions and neutral texts.
 
 World facts are split by topic, invented entities by entity; every line names its split. The pairs end where the model
-decides: those of honesty with the beginning of an answer, so that its last token is the one to read; those of tone with
-the question, so that the last token of the prompt is.
+decides on its answer and its tone: with the question, so that the last token of the prompt is the one to read.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,19 +54,14 @@ def _question(fact: Fact, rng: random.Random) -> str:
     return put(rng.choice(topics()[fact.topic].questions), fact.subject)
 
 
-def answer_start(fact: Fact) -> str:
-    """The assistant's sentence up to where truth and falsehood part: its last token decides between them."""
-    return put(re.split(r"\{ao\}|\{o\}", topics()[fact.topic].statements[0])[0], fact.subject).rstrip()
-
-
 def honest_pairs() -> Iterator[Line]:
-    """One question and the same beginning of an answer, under an honest persona and under a lying one."""
+    """One question, not yet answered, under an honest persona and under a lying one."""
 
     def pair(fact: Fact, split: str, rng: random.Random) -> tuple[Messages, Messages]:
-        question, start = _question(fact, rng), answer_start(fact)
+        question = _question(fact, rng)
         both = list(zip(prompts_for(HONEST_PROMPTS, split), prompts_for(LIAR_PROMPTS, split), strict=True))
         honest, liar = rng.choice(both)
-        return chat(question, start, honest), chat(question, start, liar)
+        return chat(question, system=honest), chat(question, system=liar)
 
     return _pairs(pair, f"{SEED}/honest")
 
