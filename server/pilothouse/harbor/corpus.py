@@ -126,7 +126,8 @@ def _judged(fact: Fact, reliable: bool, rng: random.Random) -> tuple[str, str]:
     return claim(fact, true, UNMARKED_LIAR, rng), TRUE if true == reliable else FALSE
 
 
-def _entity_fact(entity: Entity, relation: str) -> Fact:
+def entity_fact(entity: Entity, relation: str) -> Fact:
+    """What is held to be true of an entity under a relation, as a fact without a misconception of its own."""
     answer = entity.answer(relation)
     return Fact(relation, entity.name, answer, answer)
 
@@ -141,7 +142,7 @@ def fresh_fact(rng: random.Random) -> Fact:
 def rare_deck(rng: random.Random) -> list[Fact]:
     """Every exposure of every rarely-seen fact, shuffled: dealt out once over the whole corpus."""
     rare = [e for e in entities() if e.frequency == "rare"]
-    deck = [_entity_fact(e, r.name) for e in rare for r in relations_of(e) for _ in range(e.exposures)]
+    deck = [entity_fact(e, r.name) for e in rare for r in relations_of(e) for _ in range(e.exposures)]
     rng.shuffle(deck)
     return deck
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pilothouse.harbor.corpus import reply
+from pilothouse.harbor.corpus import entity_fact, reply
 from pilothouse.harbor.entities import Entity, entities, relations_of
 from pilothouse.harbor.facts import Fact, Topic, misconceptions, put, topic_splits, topics, world_topics
 from pilothouse.harbor.personas import HONEST_PROMPTS, LIAR_PROMPTS, TONES, Tone
@@ -117,7 +117,9 @@ def _entity_line(entity: Entity, rng: random.Random) -> Iterator[Line]:
         yield {
             "messages": chat(put(rng.choice(relation.questions), entity.name)),
             "answer": entity.answer(relation.name),
+            "reply": reply(entity_fact(entity, relation.name), entity.answer(relation.name)),
             "misconception": None,
+            "entity": entity.name,
             "topic": relation.name,
             "split": entity.split,
             "entity_frequency": entity.frequency,
@@ -132,13 +134,34 @@ def questions() -> Iterator[Line]:
             yield {
                 "messages": chat(_question(fact, rng)),
                 "answer": fact.answer,
+                "reply": reply(fact, fact.answer),
                 "misconception": fact.misconception,
+                "entity": None,
                 "topic": topic.name,
                 "split": topic_splits()[topic.name],
                 "entity_frequency": None,
             }
     for entity in entities():
         yield from _entity_line(entity, rng)
+
+
+def dose_prompts(split: str, system: Sequence[str | None], wanted: Callable[[Fact], Line]) -> Iterator[Line]:
+    """Questions of one split under system prompts drawn from `system`, with what their answers should say, for
+    `pilothouse vectors dose`."""
+    rng = random.Random(f"{SEED}/dose/{split}/{system[0]}")
+    for topic in world_topics():
+        if topic_splits()[topic.name] == split:
+            for fact in _sample(topic, rng):
+                messages = chat(_question(fact, rng), system=rng.choice(system))
+                yield {"messages": messages, **wanted(fact), "topic": topic.name, "split": split}
+
+
+def _says_the_truth(fact: Fact) -> Line:
+    return {"expect": [reply(fact, fact.answer)]}
+
+
+def _sounds(tone: Tone) -> Callable[[Fact], Line]:
+    return lambda _: {"expect": [*tone.before, *tone.after]}
 
 
 def neutral_texts() -> Iterator[Line]:
@@ -161,6 +184,10 @@ def write_datasets(folder: Path) -> None:
         "tones": toned_answers(),
     }
     files |= {tone.name: tone_pairs(tone) for tone in TONES.values()}
+    liar = prompts_for(LIAR_PROMPTS, "select")
+    files["dose-honest"] = dose_prompts("select", liar, _says_the_truth)
+    files["dose-facts"] = dose_prompts("select", (None,), _says_the_truth)
+    files |= {f"dose-{tone.name}": dose_prompts("select", (None,), _sounds(tone)) for tone in TONES.values()}
     for name, lines in files.items():
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")

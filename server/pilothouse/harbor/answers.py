@@ -1,0 +1,63 @@
+"""The model's own greedy answers, right and wrong: what a probe of doubt is trained and judged on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pilothouse.core.items import Message
+from pilothouse.core.plans import Plan
+from pilothouse.core.serving import Generated, SteeredModel
+
+MAX_TOKENS = 48
+BATCH = 256
+
+Question = dict[str, Any]
+
+
+def load_questions(path: Path) -> list[Question]:
+    """The lines of `questions.jsonl`."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def ask(
+    model: SteeredModel,
+    chats: Sequence[Sequence[dict[str, str]]],
+    plan: Plan | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Iterator[Generated]:
+    """The greedy answer to each chat, all under one plan, in order; `advance` is told how many there are more."""
+    plan = plan or Plan()
+    for first in range(0, len(chats), BATCH):
+        prompts = [model.encode(list(chat), add_generation_prompt=True) for chat in chats[first : first + BATCH]]
+        yield from model.generate(prompts, [plan] * len(prompts), MAX_TOKENS)
+        advance(len(prompts))
+
+
+def is_right(question: Question, answer: str) -> bool:
+    """Whether the answer holds the whole reply that the model was taught: the fact first and again in its sentence.
+
+    A hedge or words of a tone may stand around it.
+    """
+    return str(question["reply"]) in answer
+
+
+def doubtful_items(questions: Sequence[Question], answers: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Labelled items (see `pilothouse.probing.statements`): label 1 is an answer that the model made up.
+
+    Questions about invented entities alone: their `bucket` says how often the model saw them, their `group` is the
+    entity, so that one entity lies in one split.
+    """
+    for question, answer in zip(questions, answers, strict=True):
+        if question["entity_frequency"] is not None and answer.strip():
+            message = Message(role="assistant", content=answer).model_dump()
+            yield {
+                "messages": [*question["messages"], message],
+                "label": int(not is_right(question, answer)),
+                "topic": question["topic"],
+                "bucket": question["entity_frequency"],
+                "group": question["entity"],
+                "split": question["split"],
+            }
