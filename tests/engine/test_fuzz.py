@@ -75,6 +75,7 @@ def test_a_planted_bug_is_found(plant: Plant, qwen3: Path, tight_qwen3: tuple[En
         plant(patch)
         each_scenario(1, MOST_SCENARIOS, play)
     broken.close()
+    import sys; print("PLAYED", plant.__name__, len(played), player.tally, file=sys.__stderr__)
     assert found, f"{plant.__doc__} went unnoticed in {player.tally}"
     # The same without the bug: it was the bug that was found.
     sound = Player(*tight_qwen3, in_process=True)
