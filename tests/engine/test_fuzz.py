@@ -15,8 +15,9 @@ pytestmark = pytest.mark.engine
 FEWEST_REQUESTS = 7
 ENGINES = {"tight_qwen3": 2, "tightest_qwen3": 1, "compiled_llama": 2}
 """Who plays, and its share of the requests."""
-MOST_SCENARIOS = 40
-"""By then a planted bug must have shown."""
+MOST_SCENARIOS = 100
+"""By then a planted bug must have shown. Most show in the third, keys without offsets in the tenth or so; but
+hypothesis draws differently whenever a source file changes, and no change elsewhere may fail a test here."""
 
 
 def fuzz(which: str, total: int, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Player:
@@ -75,7 +76,6 @@ def test_a_planted_bug_is_found(plant: Plant, qwen3: Path, tight_qwen3: tuple[En
         plant(patch)
         each_scenario(1, MOST_SCENARIOS, play)
     broken.close()
-    import sys; print("PLAYED", plant.__name__, len(played), player.tally, file=sys.__stderr__)
     assert found, f"{plant.__doc__} went unnoticed in {player.tally}"
     # The same without the bug: it was the bug that was found.
     sound = Player(*tight_qwen3, in_process=True)

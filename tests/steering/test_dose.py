@@ -304,7 +304,19 @@ def test_a_range_in_which_random_vectors_do_as_well_comes_with_a_warning(path: P
     assert report.recommendation.range is not None
     assert report.warning is not None
     assert "random vectors" in report.warning
+    assert "beyond" not in report.warning
     assert report.summary["warning"] == report.warning
+
+
+@pytest.mark.parametrize("strengths", [(0.5, 1, 2), (1,)])
+def test_a_range_that_ends_where_the_strengths_do_comes_with_a_warning(
+    path: Path, strengths: tuple[float, ...]
+) -> None:
+    report = run(path, settings=DoseSettings(strengths, controls=0))
+    assert report.recommendation.range == (min(strengths), max(strengths))
+    assert report.warning is not None
+    assert "beyond the strengths" in report.warning
+    assert "random" not in report.warning
 
 
 def test_the_summary_goes_into_the_card_and_leaves_the_vector_alone(path: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class ItemReader:
     def stats(self, items: Sequence[LabelledItem], probes: Sequence[Probe]) -> list[list[ProbeStats]]:
         """By probe, each item's statistics, as if its tokens had just been generated; all of it in one reading."""
         layers = sorted({layer for probe in probes for layer in probe.weights})
-        key = {"kind": "readouts", "directions": [probe.direction.digest for probe in probes]}
+        key = {"kind": "readouts", "directions": [probe.direction.digest.hex() for probe in probes]}
         found: list[list[ProbeStats]] = [[] for _ in probes]
         for batch, readings in self._batches(items):
             raw = self._read(readings, layers, key, partial(_readouts, probes=probes))["raw"]

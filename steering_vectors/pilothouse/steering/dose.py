@@ -89,16 +89,20 @@ class DoseReport:
 
     @property
     def warning(self) -> str | None:
-        """What a reader of the recommendation must know beside it: that random vectors do nearly as well."""
+        """What a reader of the recommendation must know beside it: that random vectors do nearly as well, or that it
+        ends only where the strengths did."""
         if self.recommendation.range is None:
             return None
         low, high = self.recommendation.range
-        zero = next(point.effect for point in self.points if point.strength == 0)
-        for point in self.of(None):
-            control = self.control_effect(point.strength)
-            if low <= point.strength <= high and control is not None and 2 * (control - zero) >= point.effect - zero:
-                return f"at strength {point.strength:g} random vectors have half of the vector's gain or more"
-        return None
+        own = self.of(None)
+        zero = next(point.effect for point in own if point.strength == 0)
+        inside = [(p, self.control_effect(p.strength)) for p in own if low <= p.strength <= high]
+        found = []
+        if any(control is not None and 2 * (control - zero) >= p.effect - zero for p, control in inside):
+            found.append("random vectors have half of the vector's gain or more in this range")
+        if low == own[0].strength or high == own[-1].strength:
+            found.append("the range may go on beyond the strengths that were tried")
+        return "; ".join(found) or None
 
     @property
     def summary(self) -> dict[str, Any]:
