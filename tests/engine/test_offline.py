@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,3 +142,20 @@ def test_one_bad_prompt_or_plan_fails_the_call_and_leaves_the_engine_whole(engin
     with pytest.raises(BadRequest, match="17 probes"):
         engine.generate([good, good], [Plan(), too_many], 2)
     assert len(engine.generate([good], [Plan()], 2)[0].token_ids) == 2
+
+
+def test_a_call_that_is_interrupted_gives_its_requests_up(engine: OfflineEngine) -> None:
+    given, asked = [[1, 2, 3]] * 64, [Plan()] * 64
+    before = engine.generate(given[:1], asked[:1], 4)[0].token_ids
+
+    def work() -> None:
+        for _ in range(200):
+            engine.generate(given, asked, MAX_LENGTH - 3)
+
+    # As Ctrl-C does it, in the midst of some thousand steps.
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    timer.join()
+    assert engine.generate(given[:1], asked[:1], 4)[0].token_ids == before

@@ -14,6 +14,7 @@ from pilothouse.probing import LabelledItem, Platt, Probe, load_probe, save_prob
 from pilothouse.probing.fitting import Standardiser, fit_direction
 from pilothouse.probing.metrics import auroc
 from pilothouse.probing.splits import split_items
+from pilothouse.probing.training import ONLINE_ROUNDS
 
 
 def f32(numbers: Any) -> Float32:
@@ -211,7 +212,14 @@ def test_progress_counts_every_item_that_is_read(source: Any) -> None:
     assert source.prompts_read == 240
     seen.clear()
     train(source, items(200), layers=None, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (249, 249)
+    # Three layers are fitted; the one that is chosen is not fitted again.
+    assert seen[-1] == (248, 248)
+    seen.clear()
+    source.prompts_read = 0
+    train(source, items(200), aggregate="max", progress=lambda done, total: seen.append((done, total)))
+    # Those that train are read, and fitted on, once more in each round.
+    assert seen[-1] == (246 + ONLINE_ROUNDS * 129, 246 + ONLINE_ROUNDS * 129)
+    assert source.prompts_read == 240 + ONLINE_ROUNDS * 128
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,8 @@ def test_what_was_measured_before_an_interruption_is_not_measured_again(
     stopped, _ = run_dose(monkeypatch, files, *arguments, model=Agreeable(patience=3))
     assert stopped.exit_code == 130
     work = files / "v.dose.jsonl"
-    assert len(work.read_text().splitlines()) == 1 + 3
+    assert len(work.read_text().splitlines()) == 1 + 2 * 3
+    assert str(work) in stopped.output
     other, _ = run_dose(monkeypatch, files, *arguments, "--max-tokens=5")
     assert "max_tokens" in str(other.exception)
     second = Agreeable()
@@ -206,3 +207,70 @@ def test_extract_sweeps_layers_and_keeps_the_best(
     assert (swept.default_layers, swept.card["n_pairs"], swept.card["n_held_out"]) == ((0, 2), 7, 20)
     plain, shown = extract("--layers=2")
     assert (plain.card["n_pairs"], "sweep" in plain.card, "AUROC" in shown) == (57, False, False)
+
+
+def test_extract_writes_every_pair_and_goes_on_after_an_interruption(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_source: Callable[..., Any]
+) -> None:
+    sources: list[Any] = []
+    patience = [1]
+
+    @contextmanager
+    def reading(*options: Any) -> Iterator[Any]:
+        sources.append(source := make_source({2: 5 * AXIS}, noise=1.0))
+        read = source.read
+
+        def patient(prompts: Any, layers: Any) -> Any:
+            if not patience[0]:
+                raise KeyboardInterrupt
+            patience[0] -= 1
+            return read(prompts, layers)
+
+        source.read = patient
+        yield source
+
+    monkeypatch.setattr(vectors, "activation_source", reading)
+    lines = [json.dumps({"positive": f"{i}+", "negative": f"{i}", "topic": f"t{i % 2}"}) for i in range(30)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    raw, out = tmp_path / "raw" / "x.json", tmp_path / "v.safetensors"
+    arguments = ["extract", str(tmp_path / "pairs.jsonl"), "--name=v", f"--out={out}", "--sweep", f"--json={raw}"]
+
+    stopped = CliRunner().invoke(vectors.app, arguments)
+    assert stopped.exit_code == 130
+    assert "v.extract, and the same command goes on" in stopped.output.replace("\n", " ")
+    assert not out.exists()
+    patience[0] = 9
+    finished = CliRunner().invoke(vectors.app, arguments)
+    assert finished.exit_code == 0, finished.output
+    assert [sum(source.batch_sizes) for source in sources] == [16, 60 - 16]
+    assert not (tmp_path / "v.extract").exists()
+
+    written, vector = json.loads(raw.read_text()), load_vector(out)
+    assert (written["digest"], written["card"]) == (vector.digest, vector.card)
+    assert (vector.card["file"], vector.card["weights"]["dtype"]) == ("pairs.jsonl", "float32")
+    items = written["items"]
+    assert len(items) == 30
+    assert sum(item["held_out"] for item in items) == vector.card["n_held_out"] == 9
+    assert {item["topic"] for item in items} == {"t0", "t1"}
+    # The sweep's verdict can be had again from the raw items alone.
+    judged = np.array([item["projections"]["2"] for item in items if item["held_out"]])
+    wins = np.mean(judged[:, 0][:, None] > judged[:, 1][None])
+    assert vector.card["sweep"][0]["auroc"] == pytest.approx(wins)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--name=a/b"], "cannot be a name"),
+        (["--name=v", "--recommended", "2", "1"], "lowest strength"),
+        (["--name=v", "--token=first"], "prompt_end"),
+        (["--name=v", "--layers=x"], "--layers"),
+    ],
+)
+def test_a_bad_extraction_is_refused_before_an_engine_starts(tmp_path: Path, arguments: list[str], why: str) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"positive": "a", "negative": "b"}')
+    common = ["extract", str(tmp_path / "pairs.jsonl"), f"--out={tmp_path / 'v.safetensors'}"]
+    result = CliRunner().invoke(vectors.app, [*common, *arguments])
+    assert result.exit_code != 0
+    assert why in str(result.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,14 +23,17 @@ from pilothouse.steering import (
     DoseSettings,
     Vector,
     WorkFile,
+    dose_bench,
     dose_key,
     load_vector,
     measure_dose,
+    pace,
     save_vector,
     with_dose,
 )
-from pilothouse.steering.dose import control_direction
 from pilothouse.steering.dose_plot import write_plots
+from pilothouse.steering.dose_setup import control_direction
+from pilothouse.steering.pace import Pace
 
 D = 64
 AXIS = np.eye(D, dtype=np.float32)[0]
@@ -44,6 +48,7 @@ class KnownModel:
 
     def __init__(self) -> None:
         self.calls: list[int] = []
+        self.texts: list[int] = []
 
     def encode(self, item: str | Sequence[Mapping[str, str]], add_generation_prompt: bool = False) -> list[int]:
         if isinstance(item, str):
@@ -59,6 +64,7 @@ class KnownModel:
         return [self._answer(list(ids), plan, max_tokens) for ids, plan in zip(prompts, plans, strict=True)]
 
     def logprobs(self, prompts: Sequence[Sequence[int]], plans: Sequence[Plan]) -> list[Float32]:
+        self.texts.append(len(prompts))
         return [self._logprobs(ids, plan) for ids, plan in zip(prompts, plans, strict=True)]
 
     def close(self) -> None: ...
@@ -232,12 +238,16 @@ class Interrupted(KnownModel):
 def test_an_interrupted_run_goes_on_where_it_was(path: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(path, Interrupted(after=8))
-    # Cut off while a line was written: that one is measured again.
+    # Cut off while a line was written, that of the last texts: those are predicted again.
     path.write_text(path.read_text()[:-20])
     second, seen = KnownModel(), list[tuple[int, int]]()
     resumed = run(path, second, progress=lambda done, total: seen.append((done, total)))
-    assert len(second.calls) == 19 - 7
-    assert seen == [(i, 19) for i in range(1, 20)]
+    assert len(second.calls) == 19 - 8
+    assert (len(second.texts), sum(second.texts)) == (19 - 7, 2 * (19 - 7))
+    # Each measurement is of 11 prompts and 2 texts; 8 of them were there but for the last one's texts.
+    assert seen[:3] == [(13, 247), (26, 247), (39, 247)]
+    assert seen[7:11] == [(102, 247), (104, 247), (104, 247), (115, 247)]
+    assert seen[-1] == (247, 247)
     whole = run(tmp_path / "whole.jsonl")
     assert resumed.points == whole.points
     assert resumed.records == whole.records
@@ -247,6 +257,23 @@ def test_an_interrupted_run_goes_on_where_it_was(path: Path, tmp_path: Path) -> 
     assert len(third.calls) == 3
     run(path, fourth := KnownModel(), resume=False)
     assert len(fourth.calls) == 19
+
+
+def test_an_interruption_costs_a_piece_and_not_a_measurement(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a model that takes its time, pieces are small and each is kept as soon as it is there."""
+    # Each piece takes the one second that it may take.
+    seconds = itertools.count()
+    monkeypatch.setattr(pace, "SECONDS", 1.0)
+    monkeypatch.setattr(dose_bench, "Pace", lambda most: Pace(most, first=3, clock=lambda: float(next(seconds))))
+    with pytest.raises(KeyboardInterrupt):
+        run(path, Interrupted(after=2))
+    second = KnownModel()
+    resumed = run(path, second)
+    # Of the 11 prompts of the first measurement 6 had been answered.
+    assert second.calls[:2] == [3, 2]
+    assert resumed.records == run(tmp_path / "whole.jsonl").records
 
 
 def test_the_work_of_another_run_is_not_taken_for_this_ones(path: Path) -> None:
@@ -353,6 +380,7 @@ def test_the_plots_are_a_png_and_a_page_that_needs_nothing_else(
     assert 'src="' not in text
     assert "watch" in text
     assert ("Recommended: " in text) == (report.recommendation.range is not None)
+    assert ("may go on beyond" in text) == (report.warning is not None)
     assert text.count("<tr") == 1 + len(report.of(None))
     first = page.read_bytes()
     write_plots(report, tmp_path / "plots")

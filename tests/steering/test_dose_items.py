@@ -25,6 +25,29 @@ def test_an_answer_needs_any_of_what_is_expected_and_none_of_what_is_rejected(an
     assert DosePrompt(prompt="q", expect=("Paris", "City of Light"), reject=("Rome", "Madrid")).satisfied(answer) is ok
 
 
+@pytest.mark.parametrize(
+    ("wanted", "answer", "ok"),
+    [
+        ("Berlin", "Berlinoslo, or Ostberlin", False),
+        ("Berlin", "Berlinoslo, or (Berlin)", True),
+        ("yes", "yesterday", False),
+        ("12", "it is 112 or 123", False),
+        ("12", "it is 12.", True),
+        ("12", "12kg", False),
+        ("!", "Hooray!", True),
+        ("New York", "in new york", True),
+        ("don't", "I don't know", True),
+        # Written without spaces between words.
+        ("北京", "首都是北京。", True),
+        ("北京", "北京市", True),
+        ("Straße", "in der STRASSE", True),
+    ],
+)
+def test_strings_are_found_as_whole_words(wanted: str, answer: str, ok: bool) -> None:
+    assert DosePrompt(prompt="q", expect=(wanted,)).satisfied(answer) is ok
+    assert DosePrompt(prompt="q", reject=(wanted,)).satisfied(answer) is not ok
+
+
 def test_without_expectations_only_what_is_rejected_counts() -> None:
     prompt = DosePrompt(prompt="q", reject=("sorry",))
     assert (prompt.satisfied(""), prompt.satisfied("I am Sorry")) == (True, False)

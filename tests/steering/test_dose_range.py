@@ -26,12 +26,18 @@ GROWS = (0.1, 0.1, 0.1, 0.3, 0.5, 0.9)
         # Best gain .8: .4 is enough, to the letter.
         (points(effect=GROWS), (2.0, 3.0)),
         (points(effect=GROWS, accuracy=(0.9, 0.9, 0.9, 0.9, 0.87, 0.87)), (2.0, 3.0)),
-        (points(effect=GROWS, accuracy=(0.9, 0.9, 0.9, 0.9, 0.9, 0.869)), (2.0, 2.0)),
+        (points(effect=GROWS, accuracy=(0.9, 0.9, 0.9, 0.9, 0.9, 0.869)), (1.0, 2.0)),
         (points(effect=GROWS, perplexity=(10, 10, 10, 10, 11, 11)), (2.0, 3.0)),
         (points(effect=GROWS, perplexity=(10, 10, 10, 10, 11.01, 11)), (3.0, 3.0)),
-        # The best counts even where it costs too much.
-        (points(effect=GROWS, perplexity=(10, 10, 10, 10, 20, 20)), None),
-        (points(effect=GROWS, perplexity=(10, 10, 10, 10, float("nan"), 20)), None),
+        # What costs too much sets no mark: the best gain without harm is .2, of which the half is enough.
+        (points(effect=GROWS, perplexity=(10, 10, 10, 10, 20, 20)), (1.0, 1.0)),
+        (points(effect=GROWS, perplexity=(10, 10, 10, 10, float("nan"), 20)), (1.0, 1.0)),
+        (points(effect=GROWS, perplexity=(10, 10, 10, 20, 20, 20)), None),
+        (points(effect=(0.1, 0.1, 0.1, 0.2, 0.3, 0.9), accuracy=(0.9,) * 5 + (0.1,)), (1.0, 2.0)),
+        # Five points are a gain, to the letter, and less is chance.
+        (points(effect=(0.1, 0.1, 0.1, 0.14, 0.15, 0.15)), (2.0, 3.0)),
+        (points(effect=(0.1, 0.1, 0.1, 0.1, 0.1, 0.149)), None),
+        (points(effect=(0.1, 0.1, 0.1, 0.14, 0.9, 0.9), perplexity=(10, 10, 10, 10, 20, 20)), None),
         # A better model is no loss.
         (points(effect=GROWS, accuracy=(1.0,) * 6, perplexity=(10, 10, 10, 9, 8, 7)), (2.0, 3.0)),
         # Nothing gained: less of the effect than at 0 is not more.

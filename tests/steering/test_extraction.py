@@ -38,7 +38,8 @@ def extract_mean_difference(
     token: Token,
     progress: Callable[[int, int], None] | None = None,
 ) -> Vector:
-    return extract_vector(source, pairs, name=name, recipe=Recipe(token=token, layers=layers), progress=progress)
+    recipe = Recipe(token=token, layers=layers)
+    return extract_vector(source, pairs, name=name, recipe=recipe, progress=progress).vector
 
 
 def test_a_planted_direction_is_found_at_the_last_token(make_source: MakeSource) -> None:
@@ -71,7 +72,7 @@ def test_the_reference_is_a_loop_over_noisy_streams(make_source: MakeSource) -> 
             norms += [float(np.linalg.norm(row)) for row in stream]
     np.testing.assert_allclose(vector.direction.layers[2], total / 70, rtol=1e-5, atol=1e-6)
     assert vector.resid_norm[2] == pytest.approx(sum(norms) / len(norms))
-    assert source.batch_sizes == [64, 64, 12]
+    assert source.batch_sizes == [16, 32, 64, 28]
 
 
 @pytest.mark.parametrize("token", ["last", "mean"])
@@ -130,7 +131,7 @@ def test_progress_ends_at_the_number_of_items(make_source: MakeSource) -> None:
         token="last",
         progress=lambda done, total: seen.append((done, total)),
     )
-    assert seen == [(64, 80), (80, 80)]
+    assert seen == [(16, 80), (48, 80), (80, 80)]
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def pairs(n: int, split: str | None = None, first: int = 0) -> list[ContrastPair
 def test_the_layer_with_the_planted_direction_is_the_best(make_source: MakeSource, method: Method) -> None:
     source = make_source(DIRECTIONS, noise=1.0)
     recipe = Recipe(method=method, best=True)
-    vector = extract_vector(source, pairs(40), name="v", recipe=recipe, held_out=pairs(30, first=40))
+    vector = extract_vector(source, pairs(40), name="v", recipe=recipe, held_out=pairs(30, first=40)).vector
     assert list(vector.direction.layers) == list(vector.default_layers) == list(vector.resid_norm) == [2]
     row = vector.direction.layers[2].astype(np.float64)
     assert row @ DIRECTIONS[2] / np.linalg.norm(row) / 5 > 0.9
@@ -45,8 +45,8 @@ def test_the_layer_with_the_planted_direction_is_the_best(make_source: MakeSourc
 def test_a_sweep_without_a_choice_keeps_every_layer_and_its_numbers(make_source: MakeSource, tmp_path: Path) -> None:
     source = make_source(DIRECTIONS, noise=1.0)
     made_from, held = pairs(40), pairs(30, first=40)
-    swept = extract_vector(source, made_from, name="v", held_out=held)
-    plain = extract_vector(source, made_from, name="v")
+    swept = extract_vector(source, made_from, name="v", held_out=held).vector
+    plain = extract_vector(source, made_from, name="v").vector
     # Nothing of what judges goes into what is judged.
     assert swept.digest == plain.digest
     assert swept.resid_norm == plain.resid_norm

@@ -6,6 +6,8 @@ from pilothouse.probing.calibration import Isotonic, Platt
 from pilothouse.probing.evaluation import Evaluation, evaluate_probe
 from pilothouse.probing.probe import Probe
 from pilothouse.probing.probe_file import load_probe, load_probes, probe_from_bytes, save_probe
+from pilothouse.probing.report import write_card
+from pilothouse.probing.scoring import score_items
 from pilothouse.probing.statements import LabelledItem, Span, load_statements
 from pilothouse.probing.training import train_probe
 
@@ -24,5 +26,7 @@ __all__ = [
     "load_statements",
     "probe_from_bytes",
     "save_probe",
+    "score_items",
     "train_probe",
+    "write_card",
 ]

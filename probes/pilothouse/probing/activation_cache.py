@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,10 @@ class ActivationCache:
         except (OSError, safetensors.SafetensorError) as error:
             raise ArtefactError(f"the cache file {path} cannot be used: {error}") from None
         return made
+
+    def remove(self) -> None:
+        """Delete the folder with all that it holds: the run that it was for is complete."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _keep(self, path: Path, arrays: Arrays) -> None:
         """Written aside and moved: a run that is stopped here leaves no half of a file under the final name."""

@@ -102,14 +102,17 @@ def fit_platt(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Platt:
 def fit_isotonic(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Isotonic:
     """The non-decreasing step towards the labels with the least squared error, linear between its knots.
 
-    ArtefactError when the labels do not rise with the logits at all.
+    It ends at Platt's smoothed targets and not at 0 and 1: no item beyond the last of the other label is a certainty,
+    and the fewer there are the less. ArtefactError when the labels do not rise with the logits at all.
     """
     # Slow to import, and a server never fits.
     from sklearn.isotonic import IsotonicRegression
 
     fitted = IsotonicRegression(y_min=0.0, y_max=1.0, increasing=True, out_of_bounds="clip")
-    fitted.fit(np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.float64))
-    x, y = fitted.X_thresholds_, np.clip(np.maximum.accumulate(fitted.y_thresholds_), 0.0, 1.0)
+    truth = np.asarray(labels, dtype=np.float64)
+    fitted.fit(np.asarray(logits, dtype=np.float64), truth)
+    lowest, highest = 1 / ((truth == 0).sum() + 2), ((truth == 1).sum() + 1) / ((truth == 1).sum() + 2)
+    x, y = fitted.X_thresholds_, np.clip(np.maximum.accumulate(fitted.y_thresholds_), lowest, highest)
     if y[-1] <= y[0]:
         raise ArtefactError("the probe does not tell the labels of the calibration items apart")
     return Isotonic(x=tuple(x.tolist()), y=tuple(y.tolist()))

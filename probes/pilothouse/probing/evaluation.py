@@ -1,6 +1,6 @@
 """`probes eval`: a probe on items that did not train it, beside what it has to be held against."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -18,7 +18,7 @@ from pilothouse.probing.fitting import METHODS, Fitter
 from pilothouse.probing.measures import ControlReading, ScoredItem, measure
 from pilothouse.probing.probe import Probe
 from pilothouse.probing.progress import Progress, counter
-from pilothouse.probing.splits import check_disjoint, split_items
+from pilothouse.probing.splits import check_disjoint, splits_of_training
 from pilothouse.probing.statements import LabelledItem, digest_items
 from pilothouse.probing.text_baseline import text_baseline
 
@@ -29,7 +29,8 @@ Part = Literal["eval", "all"]
 class Evaluation:
     """One probe on one part of one dataset, whose digest is `data`.
 
-    seed: of the bootstrap and the controls; notes: what is missing, and why.
+    card_thresholds: by rate of false positives, the thresholds that the card has; seed: of the bootstrap and the
+    controls; notes: what is missing, and why.
     """
 
     probe: str
@@ -39,6 +40,7 @@ class Evaluation:
     alarm: Alarm
     aggregate: str
     threshold: float
+    card_thresholds: Mapping[str, float]
     data: str
     split: Part
     seed: int
@@ -48,7 +50,7 @@ class Evaluation:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """Everything that is said of the probe, from the scored items alone; see `measure`."""
-        return measure(self.items, self.alarm, self.threshold, self.seed)
+        return measure(self.items, self.alarm, self.threshold, self.seed, self.card_thresholds)
 
     @property
     def as_json(self) -> dict[str, Any]:
@@ -123,6 +125,7 @@ def evaluate_probe(
         alarm=probe.alarm,
         aggregate=probe.aggregate,
         threshold=probe.threshold,
+        card_thresholds=_card_thresholds(probe),
         data=digest_items(items),
         split=split,
         seed=seed,
@@ -133,11 +136,10 @@ def evaluate_probe(
 
 def _divide(probe: Probe, items: Sequence[LabelledItem], split: Part) -> _Parts:
     named = [i for i, item in enumerate(items) if item.split == "eval"]
-    trained_here = probe.card.get("data") == digest_items(items)
+    splits = splits_of_training(probe.card, items)
     if split == "all":
         judged, training = list(range(len(items))), []
-    elif trained_here:
-        splits = split_items(items, probe.card["seed"], choosing=bool(probe.card["sweep"]))
+    elif splits is not None:
         judged, training = splits.eval.tolist(), splits.train.tolist()
     elif named:
         check_disjoint(items)
@@ -158,6 +160,14 @@ def _divide(probe: Probe, items: Sequence[LabelledItem], split: Part) -> _Parts:
     )
 
 
+def _card_thresholds(probe: Probe) -> dict[str, float]:
+    metrics = probe.card.get("metrics")
+    table = metrics.get("thresholds") if isinstance(metrics, dict) else None
+    rows = table.items() if isinstance(table, dict) else ()
+    found = {rate: row.get("threshold") for rate, row in rows if isinstance(row, dict)}
+    return {rate: float(value) for rate, value in found.items() if isinstance(value, int | float)}
+
+
 def _no_rivals(probe: Probe, parts: _Parts) -> str | None:
     """Why there are no controls, if so."""
     if {item.label for item in parts.training} != {0, 1}:
@@ -175,7 +185,11 @@ def _no_baseline(parts: _Parts) -> str | None:
 
 
 def _rivals(reader: ItemReader, probe: Probe, parts: _Parts, folds: Sequence[set[str]], seed: int) -> _Rivals:
-    samples = reader.samples(parts.training, sorted(probe.weights), probe.card["token"])
+    """Fitted on rows like the probe's own: online, that is on the tokens that the probe itself rests on."""
+    if probe.card["token"] == "online":
+        samples = reader.online(parts.training, [probe])
+    else:
+        samples = reader.samples(parts.training, sorted(probe.weights), probe.card["token"])
     if not samples.has_both_labels:
         return _Rivals()
     fitter = Fitter(probe.card["method"], reader.advance, reader.cache)
@@ -207,6 +221,7 @@ def _scored(reader: ItemReader, probe: Probe, parts: _Parts, rivals: _Rivals, sp
                 split=split if split == "eval" else item.split or "train",
                 topic=item.topic,
                 bucket=item.bucket,
+                group=item.group,
                 label=item.label,
                 text=item.transcript,
                 logit=float(logits[i]),

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pilothouse.core.errors import ArtefactError
 from pilothouse.core.sites import Float32
 from pilothouse.probing.activation_cache import ActivationCache, Arrays
-from pilothouse.probing.calibration import Float64, fit_platt
+from pilothouse.probing.calibration import Float64
 from pilothouse.probing.metrics import Labels
 
 Method = Literal["mass_mean", "mass_mean_whitened", "logistic"]
@@ -81,10 +81,6 @@ class LinearFit:
     weight: Float64
     bias: float
 
-    def project(self, x: Float64) -> Float64:
-        """x [items, n] onto the direction: [items]."""
-        return np.asarray(x @ self.weight + self.bias, dtype=np.float64)
-
 
 @dataclass(frozen=True)
 class Fitter:
@@ -94,18 +90,14 @@ class Fitter:
     advance: Callable[[int], None]
     cache: ActivationCache | None = None
 
-    def fit(self, samples: Samples, scale_on: Samples | None = None) -> dict[str, Any]:
+    def fit(self, samples: Samples) -> dict[str, Any]:
         """Weights, bias, mean and std of a probe fitted on `samples`, as fields of `Probe`.
 
-        A difference of means has no scale or bias of its own: the held-out rows `scale_on` give it those with which
-        it is a logit. Without them only the order of its logits means something.
+        Of a difference of means only the order of its logits means something: it has no scale or bias of its own.
         """
         standardiser = Standardiser.fit(samples.features)
         x = standardiser.apply(samples.features)
         fit = self._direction(x, samples.labels, samples.topics)
-        if self.method != "logistic" and scale_on is not None:
-            platt = fit_platt(fit.project(standardiser.apply(scale_on.features)), scale_on.labels)
-            fit = LinearFit(platt.a * fit.weight, platt.b)
         parts = np.split(fit.weight.astype(np.float32), len(standardiser.mean))
         self.advance(1)
         return {
@@ -123,8 +115,11 @@ class Fitter:
         if self.cache is None:
             made = make()
         else:
-            digest = hashlib.sha256(x.tobytes() + labels.tobytes() + repr(tuple(topics)).encode()).hexdigest()
-            made = self.cache.arrays({"kind": "fit", "method": self.method, "on": digest}, make)
+            sha = hashlib.sha256(repr((x.shape, tuple(topics))).encode())
+            # Through the buffers as they are: a copy of the rows might not fit beside them.
+            sha.update(np.ascontiguousarray(x).data)
+            sha.update(np.ascontiguousarray(labels).data)
+            made = self.cache.arrays({"kind": "fit", "method": self.method, "on": sha.hexdigest()}, make)
         return LinearFit(made["weight"], float(made["bias"][0]))
 
 

@@ -7,9 +7,8 @@ import numpy.typing as npt
 
 from pilothouse.probing.aggregation import Alarm, Float64
 
-BOOTSTRAP_DRAWS = 2_000
-ECE_BINS = 15
-_DRAWS_AT_ONCE = 100
+MOST_BINS = 15
+FEWEST_PER_BIN = 10
 
 Labels = npt.NDArray[np.int64]
 
@@ -45,24 +44,6 @@ def auroc_or_none(scores: npt.ArrayLike, labels: Labels) -> float | None:
     return auroc(scores, labels) if set(labels.tolist()) == {0, 1} else None
 
 
-def auroc_interval(scores: Float64, labels: Labels, seed: int) -> tuple[float, float]:
-    """The middle 95% of the AUROC of 2,000 draws with replacement, each with as many items of each label as there are.
-
-    To draw n items of a label is to draw how often each of them comes, so a draw is two multinomial rows of counts.
-    """
-    levels, place = np.unique(scores, return_inverse=True)
-    share = {label: np.bincount(place[labels == label], minlength=len(levels)) for label in (0, 1)}
-    n = {label: int(counts.sum()) for label, counts in share.items()}
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(0, BOOTSTRAP_DRAWS, _DRAWS_AT_ONCE):
-        low, high = (rng.multinomial(n[label], share[label] / n[label], size=_DRAWS_AT_ONCE) for label in (0, 1))
-        below = np.cumsum(low, axis=1) - low / 2
-        found.append((high * below).sum(axis=1) / (n[0] * n[1]))
-    lower, upper = np.quantile(np.concatenate(found), [0.025, 0.975])
-    return float(lower), float(upper)
-
-
 def badness(scores: Float64, labels: Labels, alarm: Alarm) -> tuple[Float64, npt.NDArray[np.bool_]]:
     """Scores that rise towards the alarm, and which items are bad: those of label 1 when it is high, else of 0."""
     return (scores, labels == 1) if alarm == "high" else (-scores, labels == 0)
@@ -82,7 +63,13 @@ def cutoff_at(benign: Float64, fpr: float) -> float:
     return float(np.sort(benign)[::-1][allowed]) if allowed < len(benign) else -np.inf
 
 
-def reliability(scores: Float64, labels: Labels, bins: int = ECE_BINS) -> list[ReliabilityBin]:
+def bins_for(n_items: int) -> int:
+    """15 bins, or fewer where they would hold less than ten items each: the share in a bin of one is 0 or 1, and would
+    be called a miscalibration of the best of probes."""
+    return min(MOST_BINS, max(1, n_items // FEWEST_PER_BIN))
+
+
+def reliability(scores: Float64, labels: Labels, bins: int) -> list[ReliabilityBin]:
     """Bins of equal mass: their edges are quantiles of the scores. Equal scores share a bin, and empty bins are left
     out."""
     edges = np.quantile(scores, np.linspace(0, 1, bins + 1))

@@ -1,9 +1,9 @@
-"""An evaluation in pictures, and as one HTML page that needs nothing beside it."""
+"""The card of an evaluation: pictures, one HTML page that needs nothing beside it, and Markdown beside the pictures."""
 
 import base64
 import html
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +20,34 @@ _STYLE = (
 )
 
 
-def write_report(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Write ``reliability.png``, ``roc.png``, ``scores.png`` and ``report.html`` with all three in it; their paths."""
+def write_card(evaluation: Evaluation, folder: Path) -> list[Path]:
+    """Write ``reliability.png``, ``roc.png``, ``scores.png``, ``card.html`` with all three in it, and ``card.md`` that
+    refers to them; their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {name: _png(draw, evaluation) for name, draw in _PICTURES.items()}
     for name, picture in pictures.items():
         (folder / f"{name}.png").write_bytes(picture)
-    (folder / "report.html").write_text(_page(evaluation, pictures), encoding="utf-8")
-    return [*(folder / f"{name}.png" for name in pictures), folder / "report.html"]
+    (folder / "card.html").write_text(_page(evaluation, pictures), encoding="utf-8")
+    (folder / "card.md").write_text(_markdown(evaluation, list(pictures)), encoding="utf-8")
+    return [*(folder / f"{name}.png" for name in pictures), folder / "card.html", folder / "card.md"]
 
 
 def summary(evaluation: Evaluation) -> list[tuple[str, str]]:
     """The metrics in words for a table of two columns, those left out for which there is nothing."""
     metrics = evaluation.metrics
-    low, high = metrics["auroc_interval"]
-    point = metrics["at_threshold"]
+    own = metrics["at_threshold"]
     rows: list[tuple[str, str | None]] = [
         ("items", f"{metrics['n_items']}, {metrics['n_label_1']} of label 1"),
-        ("AUROC", f"{metrics['auroc']:.4f} (95% bootstrap interval {low:.4f} to {high:.4f})"),
+        ("AUROC", f"{metrics['auroc']:.4f}{_interval(metrics['auroc_interval'])}"),
         *((f"recall at {float(at):.0%} FPR", f"{row['recall']:.4f}") for at, row in metrics["recall_at_fpr"].items()),
-        (f"at threshold {point['threshold']:.4g}", f"recall {point['recall']:.4f}, FPR {point['fpr']:.4f}"),
+        (f"at its threshold, {own['threshold']:.4g}", _point(own)),
+        *(
+            (f"at its threshold for {float(rate):.0%} FPR, {row['threshold']:.4g}", _point(row))
+            for rate, row in metrics["at_card_thresholds"].items()
+        ),
         ("accuracy at 0.5", f"{metrics['accuracy']:.4f}"),
         ("Brier", f"{metrics['brier']:.4f}"),
-        ("ECE, 15 bins of equal mass", f"{metrics['ece']:.4f}"),
+        (f"ECE, {metrics['ece_bins']['n']} bins of equal mass", f"{metrics['ece']:.4f}"),
         ("AUROC, shuffled labels", _number(metrics["control_auroc"])),
         ("selectivity", _number(metrics["selectivity"])),
         ("AUROC, text only", _number(metrics["text_baseline_auroc"])),
@@ -54,12 +59,24 @@ def summary(evaluation: Evaluation) -> list[tuple[str, str]]:
     return [(name, value) for name, value in rows if value is not None]
 
 
+def _interval(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    drawn = f"{found['n_units']} {found['unit']}{'' if found['n_units'] == 1 else 's'} drawn"
+    return f" (95% bootstrap interval {found['low']:.4f} to {found['high']:.4f}, {drawn})"
+
+
+def _point(row: Mapping[str, float]) -> str:
+    return f"recall {row['recall']:.4f}, FPR {row['fpr']:.4f}"
+
+
 def _number(value: float | None) -> str | None:
     return None if value is None else f"{value:.4f}"
 
 
 def _group(row: Mapping[str, Any]) -> str:
-    return f"{_number(row['auroc']) or 'one label only'} ({row['n']} items)"
+    area = _number(row["auroc"]) or "one label only"
+    return f"{area} ({row['n']} items){_interval(row.get('auroc_interval'))}"
 
 
 def _png(draw: Callable[[Evaluation, Any], None], evaluation: Evaluation) -> bytes:
@@ -114,6 +131,28 @@ def _scores(evaluation: Evaluation, axes: Any) -> None:
 _PICTURES = {"reliability": _reliability, "roc": _roc, "scores": _scores}
 
 
+def _title(evaluation: Evaluation) -> tuple[str, str]:
+    """What the card is of, and what it was measured on."""
+    about = (
+        f"label {evaluation.label!r}, alarm {evaluation.alarm}, aggregate {evaluation.aggregate}; "
+        f"version {evaluation.version}, data {evaluation.data}, split {evaluation.split}, seed {evaluation.seed}"
+    )
+    return f"Probe {evaluation.probe} on {evaluation.model}", about
+
+
+def _markdown(evaluation: Evaluation, pictures: Sequence[str]) -> str:
+    title, about = _title(evaluation)
+    cells = [("measure", "value"), ("---", "---"), *summary(evaluation)]
+    table = "\n".join(f"| {name} | {value} |" for name, value in ((_cell(a), _cell(b)) for a, b in cells))
+    images = "\n".join(f"![{name}]({name}.png)" for name in pictures)
+    return "\n\n".join([f"# {title}", about, table, *evaluation.notes, images]) + "\n"
+
+
+def _cell(text: str) -> str:
+    # A topic may be called anything; a bar or a line's end would break the table.
+    return " ".join(text.replace("|", "\\|").split())
+
+
 def _page(evaluation: Evaluation, pictures: Mapping[str, bytes]) -> str:
     rows = "".join(f"<tr><td>{html.escape(a)}</td><td>{html.escape(b)}</td></tr>" for a, b in summary(evaluation))
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in evaluation.notes)
@@ -121,8 +160,7 @@ def _page(evaluation: Evaluation, pictures: Mapping[str, bytes]) -> str:
         f'<p><img alt="{name}" src="data:image/png;base64,{base64.b64encode(picture).decode()}"></p>'
         for name, picture in pictures.items()
     )
-    title = html.escape(f"Probe {evaluation.probe} on {evaluation.model}")
-    about = html.escape(f"version {evaluation.version}, data {evaluation.data}, split {evaluation.split}")
+    title, about = (html.escape(text) for text in _title(evaluation))
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{title}</h1><p>{about}</p><table>{rows}</table>{notes}{images}</body></html>\n"

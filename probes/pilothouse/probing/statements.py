@@ -1,10 +1,11 @@
 """Labelled items to train and evaluate probes on, from JSONL or from CSV files in the layout of Geometry of Truth.
 
-`docs/datasets.md` documents both formats for their users.
+`datasets.md`, beside this file, documents both formats for their users.
 """
 
 import csv
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -111,6 +112,12 @@ def load_statements(path: Path) -> list[LabelledItem]:
     A CSV file without topics is a topic of its own, called like the file. ArtefactError names the line that is wrong.
     """
     return _load_csv(path) if path.suffix.lower() == ".csv" else read_jsonl(path, LabelledItem)
+
+
+def write_statements(items: Sequence[LabelledItem], path: Path) -> None:
+    """A JSONL file that `load_statements` reads as the same items."""
+    lines = (json.dumps(item.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False) for item in items)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def digest_items(items: Sequence[LabelledItem]) -> str:

@@ -1,6 +1,5 @@
 """`pilothouse vectors dose`: how much of a vector is good."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,19 @@ from rich.console import Console
 from rich.table import Table
 
 from pilothouse.cli.harbor import HARBOR_NAME
-from pilothouse.cli.source import Dtype, Eager, Layers, MaxLength, Model, parse_layers, progress_bar
+from pilothouse.cli.source import (
+    Dtype,
+    Eager,
+    Layers,
+    MaxLength,
+    Model,
+    Resume,
+    kept_in,
+    model_weights,
+    parse_layers,
+    progress_bar,
+    write_json,
+)
 from pilothouse.core.errors import ArtefactError, StartupError
 from pilothouse.core.items import Message, read_jsonl
 from pilothouse.core.plans import PositionRange, Positions
@@ -48,7 +59,11 @@ N_HARBOR_TEXTS = 50
 def dose(
     vector: Annotated[Path, typer.Argument(help="A vector file.")],
     effect: Annotated[
-        Path, typer.Option(help='JSONL: {"prompt" or "messages", "expect": [any of these], "reject": [none]} a line.')
+        Path,
+        typer.Option(
+            help='JSONL, a line: "prompt" or "messages", "expect" (strings, any of them) and "reject" (none of them); '
+            'optional "topic", "split". Strings are found as whole words, in any case.'
+        ),
     ],
     facts: Annotated[Path | None, typer.Option(help="Facts, like --effect; for Harbor its own questions.")] = None,
     neutral: Annotated[
@@ -63,7 +78,7 @@ def dose(
     json_file: Annotated[Path | None, typer.Option("--json", help="File for every item of every strength.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Folder for a plot as PNG and HTML.")] = None,
     write: Annotated[bool, typer.Option("--write", help="Store range and summary in the vector's card.")] = False,
-    resume: Annotated[bool, typer.Option(help="Go on where an interrupted run left off.")] = True,
+    resume: Resume = True,
     model: Model = None,
     layers: Layers = None,
     dtype: Dtype = "float32",
@@ -80,6 +95,7 @@ def dose(
         controls=controls,
         max_tokens=max_tokens,
         seed=seed,
+        weights=model_weights(model, dtype),
     )
     data = _data(effect, facts, neutral, harbor=model is None)
     watched = _probes(probes, harbor=model is None)
@@ -89,7 +105,8 @@ def dose(
             probe.check_fits(steered.shape)
         readers = [dose_probe(probe) for probe in watched]
         work = WorkFile.open(work_path, dose_key(steered, loaded, data, settings, readers), resume)
-        report = measure_dose(steered, loaded, data, settings, work, probes=readers, progress=progress)
+        with kept_in(work_path):
+            report = measure_dose(steered, loaded, data, settings, work, probes=readers, progress=progress)
     _print(report)
     _write(report, vector, json_file, plots, write)
     work.remove()
@@ -211,9 +228,8 @@ def _write(report: DoseReport, file: Path, json_file: Path | None, plots: Path |
     console, written = Console(), list[Path]()
     created = datetime.now(UTC).isoformat(timespec="seconds")
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
         content = {"name": report.vector.name, "created": created, **report.summary, "records": list(report.records)}
-        json_file.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1) + "\n", "utf-8")
+        write_json(content, json_file)
         written.append(json_file)
     if plots is not None:
         written += write_plots(report, plots)

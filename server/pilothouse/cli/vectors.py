@@ -16,11 +16,27 @@ from pilothouse.cli.source import (
     MaxLength,
     Model,
     Out,
+    Resume,
     activation_source,
+    kept_in,
+    model_weights,
     parse_layers,
     progress_bar,
+    write_json,
 )
-from pilothouse.steering import ContrastPair, Recipe, Vector, extract_vector, load_pairs, load_vector, save_vector
+from pilothouse.core.artefact import check_name
+from pilothouse.core.errors import StartupError
+from pilothouse.steering import (
+    ContrastPair,
+    ReadWork,
+    Recipe,
+    Vector,
+    extract_vector,
+    extraction_key,
+    load_pairs,
+    load_vector,
+    save_vector,
+)
 from pilothouse.steering.methods import Method
 from pilothouse.steering.sweep import HELD_OUT, hold_out
 from pilothouse.steering.tokens import parse_token
@@ -52,6 +68,10 @@ def extract(
     recommended: Annotated[
         tuple[float, float] | None, typer.Option(help="Lowest and highest strength that its card recommends.")
     ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File for the card and every pair's projections at every layer.")
+    ] = None,
+    resume: Resume = True,
     dtype: Dtype = "float32",
     max_model_len: MaxLength = None,
     eager: Eager = False,
@@ -61,17 +81,29 @@ def extract(
     mean_difference: CAA (Rimsky et al. 2024); pca: of the paired differences (repeng's pca_center); lat: RepE (Zou et
     al. 2023); logistic: the weights of a logistic regression. All are scaled alike: 1 goes from negatives to positives.
     """
+    check_name(name)
+    if recommended is not None and recommended[0] > recommended[1]:
+        raise StartupError("--recommended takes the lowest strength and then the highest")
     best = layers == "best"
     recipe = Recipe(method, parse_token(token), None if best else parse_layers(layers), best, seed)
     made_from, held_out = _split(load_pairs(pairs), split, sweep or best, seed)
-    with activation_source(model, dtype, max_model_len, eager) as source, progress_bar("reading pairs") as progress:
-        vector = extract_vector(source, made_from, name=name, recipe=recipe, held_out=held_out, progress=progress)
-    if recommended is not None:
-        vector = replace(vector, recommended=recommended)
+    weights, folder = model_weights(model, dtype), out.with_suffix(".extract")
+    with activation_source(model, dtype, max_model_len, eager) as source, progress_bar("reading items") as progress:
+        work = ReadWork.open(folder, extraction_key(source, made_from, held_out, recipe, weights), resume)
+        with kept_in(folder):
+            found = extract_vector(
+                source, made_from, name=name, recipe=recipe, held_out=held_out, work=work, progress=progress
+            )
+    card = {**found.vector.card, "weights": weights, "file": pairs.name, "split": split}
+    vector = replace(found.vector, recommended=recommended, card=card)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_vector(vector, out)
+    if json_file is not None:
+        write_json({"digest": vector.digest, "card": vector.full_card, "items": list(found.items)}, json_file)
+    work.remove()
     _print_sweep(vector)
-    Console().print(f"wrote {out}: {vector.name}, layers {sorted(vector.direction.layers)}, {len(made_from)} pairs")
+    line = f"wrote {out}: {vector.name}, layers {sorted(vector.direction.layers)}, {len(made_from)} pairs"
+    Console().print(line, highlight=False, soft_wrap=True)
 
 
 def _split(

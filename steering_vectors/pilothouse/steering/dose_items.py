@@ -14,7 +14,7 @@ Strings = tuple[Annotated[str, Field(min_length=1)], ...]
 
 
 class DosePrompt(BaseModel):
-    """One line of a JSONL file. Strings are looked for anywhere in the answer, in whatever case."""
+    """One line of a JSONL file. Strings are looked for anywhere in the answer, as whole words and in whatever case."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,8 +45,23 @@ class DosePrompt(BaseModel):
     def satisfied(self, answer: str) -> bool:
         """Whether `answer` has any of `expect` (when there are any) and none of `reject`."""
         folded = answer.casefold()
-        wanted = not self.expect or any(text.casefold() in folded for text in self.expect)
-        return wanted and not any(text.casefold() in folded for text in self.reject)
+        wanted = not self.expect or any(_says(folded, text.casefold()) for text in self.expect)
+        return wanted and not any(_says(folded, text.casefold()) for text in self.reject)
+
+
+def _says(answer: str, text: str) -> bool:
+    """Whether `text` is in `answer` and not merely a part of a word: broken models say Berlinoslo."""
+    starts = (start for start in range(len(answer)) if answer.startswith(text, start))
+    return any(
+        not _joined(answer[start - 1 : start], text[0])
+        and not _joined(text[-1], answer[start + len(text) : start + len(text) + 1])
+        for start in starts
+    )
+
+
+def _joined(left: str, right: str) -> bool:
+    """Whether two characters that adjoin are of one word; scripts without case may write words without spaces."""
+    return all(char.isdecimal() or char.lower() != char.upper() for char in (left, right))
 
 
 class _Text(BaseModel):

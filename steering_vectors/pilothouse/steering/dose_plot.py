@@ -56,6 +56,8 @@ def _draw(report: DoseReport) -> Any:
     axes[2].axhline(zero.perplexity * (1 + MAX_PERPLEXITY_RISE), color="0.6", linestyle=":")
     # A broken model's perplexity would flatten all the others.
     axes[2].set_yscale("log")
+    axes[2].yaxis.set_major_formatter("{x:.3g}")
+    axes[2].yaxis.set_minor_formatter("{x:.3g}")
     axes[-1].set_xlabel("strength")
     axes[0].legend(loc="best", fontsize="small")
     figure.suptitle(f"{report.vector.name} at layers {', '.join(map(str, report.key['layers']))}")
@@ -104,7 +106,8 @@ def _verdict(report: DoseReport) -> str:
     found = report.recommendation
     if found.range is None:
         return f"No range is recommended: {html.escape(found.reason)}."
-    return f"Recommended: {found.range[0]:g} to {found.range[1]:g} ({html.escape(found.reason)})."
+    but = f" But {html.escape(report.warning)}." if report.warning else ""
+    return f"Recommended: {found.range[0]:g} to {found.range[1]:g} ({html.escape(found.reason)}).{but}"
 
 
 def _heads(report: DoseReport) -> list[str]:

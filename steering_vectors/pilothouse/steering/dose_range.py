@@ -10,6 +10,8 @@ from pilothouse.steering.vector import Vector
 MAX_ACCURACY_LOSS = 0.03
 MAX_PERPLEXITY_RISE = 0.10
 LEAST_SHARE_OF_GAIN = 0.5
+LEAST_GAIN = 0.05
+"""A twentieth of the prompts: fewer may come and go by chance."""
 
 _ROUNDING = 1e-9
 
@@ -58,17 +60,19 @@ def default_strengths(vector: Vector, layers: Sequence[int]) -> list[float]:
 def recommend(points: Sequence[Effect]) -> Recommendation:
     """The largest contiguous range of strengths that work and do little harm. None is made up where there is none.
 
-    A strength qualifies when (1) its effect's gain over strength 0 is positive and at least half of the best gain of
-    all strengths tried, whatever those cost; (2) fact accuracy is at most 3 points below that at strength 0; (3) the
-    perplexity is at most 10% above that at strength 0. Strengths are contiguous when no strength tried between them
-    fails to qualify. The largest range has the most strengths, then is the widest, then gains most on the whole, then
-    is nearest to 0. `points` must hold strength 0, once.
+    A strength qualifies when (1) fact accuracy is at most 3 points below that at strength 0; (2) the perplexity is at
+    most 10% above that at strength 0; (3) its effect's gain over strength 0 is 5 points or more, and at least half of
+    the best gain of all strengths that qualify by (1) and (2). Strengths are contiguous when no strength tried between
+    them fails to qualify. The largest range has the most strengths, then is the widest, then gains most on the whole,
+    then is nearest to 0. `points` must hold strength 0, once.
     """
     ordered = sorted(points, key=lambda point: point.strength)
     zero = next(point for point in ordered if point.strength == 0)
-    best = max(point.effect - zero.effect for point in ordered)
-    if best <= _ROUNDING:
-        return Recommendation(None, "no strength has more of the effect than strength 0")
+    if max(point.effect - zero.effect for point in ordered) < LEAST_GAIN - _ROUNDING:
+        return Recommendation(None, "no strength has more of the effect than strength 0, by 5 points or more")
+    best = max((point.effect - zero.effect for point in ordered if _harmless(point, zero)), default=0.0)
+    if best < LEAST_GAIN - _ROUNDING:
+        return Recommendation(None, "every strength that has the effect costs too much accuracy or perplexity")
     runs: list[list[Effect]] = [[]]
     for point in ordered:
         if _effective(point, zero, best) and _harmless(point, zero):
@@ -76,17 +80,14 @@ def recommend(points: Sequence[Effect]) -> Recommendation:
         elif runs[-1]:
             runs.append([])
     found = [run for run in runs if run]
-    if not found:
-        return Recommendation(
-            None, "every strength with half of the best gain or more costs too much accuracy or perplexity"
-        )
     run = max(found, key=lambda run: _size(run, zero))
     ends = (run[0].strength, run[-1].strength)
-    return Recommendation(ends, f"{len(run)} of {len(ordered)} strengths: half of the best gain, little harm")
+    reason = f"{len(run)} of {len(ordered)} strengths: half of the best harmless gain or more, little harm"
+    return Recommendation(ends, reason)
 
 
 def _effective(point: Effect, zero: Effect, best: float) -> bool:
-    return point.effect - zero.effect >= LEAST_SHARE_OF_GAIN * best - _ROUNDING
+    return point.effect - zero.effect >= max(LEAST_SHARE_OF_GAIN * best, LEAST_GAIN) - _ROUNDING
 
 
 def _harmless(point: Effect, zero: Effect) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,55 +11,74 @@ from pilothouse.core.errors import ArtefactError
 Record = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Items of one measurement, all or some of them: answered prompts and predicted texts, both in order. JSON."""
+
+    items: list[Record] = field(default_factory=list)
+    neutral: list[Record] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.items) + len(self.neutral)
+
+
 class WorkFile:
-    """JSON lines: first what is measured (`key`), then one record for each vector or control at each strength.
+    """JSON lines: first what is measured (`key`), then items of the vector or a control at a strength, in pieces.
 
     A run may go on with another grid of strengths or more controls, not with another vector or other data.
     """
 
-    def __init__(self, path: Path, records: list[Record]) -> None:
+    def __init__(self, path: Path, lines: list[Record]) -> None:
         self.path = path
-        self._records = {_place(record): record for record in records}
+        self._measured: dict[tuple[float, int | None], Measured] = {}
+        for line in lines:
+            self._add(line["strength"], line["control"], Measured(line["items"], line["neutral"]))
 
     @classmethod
     def open(cls, path: Path, key: Mapping[str, Any], resume: bool) -> Self:
-        """The work file at `path`, begun anew unless `resume` and it is there; ArtefactError when it has another key.
+        """The work file at `path`, begun anew unless `resume` and it holds some; ArtefactError when it has another key.
 
         A last line that was cut off while it was written is dropped.
         """
         wanted = json.loads(json.dumps(key))
         lines = _whole_lines(path) if resume else []
-        if not lines:
+        if len(lines) < 2:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
             return cls(path, [])
-        held, *records = lines
-        if changed := sorted(name for name in {*held, *wanted} if held.get(name) != wanted.get(name)):
-            raise ArtefactError(
-                f"{path} holds an unfinished run with another {', '.join(changed)}: finish that one, or start over "
-                "with --no-resume"
-            )
+        require_same_run(path, lines[0], wanted)
         # Rewritten, so that what is appended does not join a line that was cut off.
         path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        return cls(path, records)
+        return cls(path, lines[1:])
 
-    def get(self, strength: float, control: int | None) -> Record | None:
-        """The record of one measurement; None when it is still to be made."""
-        return self._records.get((strength, control))
+    def get(self, strength: float, control: int | None) -> Measured:
+        """What there is of one measurement, perhaps nothing."""
+        return self._measured.get((strength, control), Measured())
 
-    def put(self, record: Record) -> None:
-        """Keep a measurement, in the file before anything else happens."""
+    def put(self, strength: float, control: int | None, piece: Measured) -> None:
+        """Keep the next items of a measurement, in the file before anything else happens."""
+        line = {"strength": strength, "control": control, "items": piece.items, "neutral": piece.neutral}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._records[_place(record)] = record
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._add(strength, control, piece)
 
     def remove(self) -> None:
         """Delete the file: the run is complete."""
         self.path.unlink(missing_ok=True)
 
+    def _add(self, strength: float, control: int | None, piece: Measured) -> None:
+        measured = self._measured.setdefault((strength, control), Measured())
+        measured.items.extend(piece.items)
+        measured.neutral.extend(piece.neutral)
 
-def _place(record: Record) -> tuple[float, int | None]:
-    return record["strength"], record["control"]
+
+def require_same_run(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """ArtefactError, with what differs, unless the unfinished run at `path` is the one that is asked for."""
+    if changed := sorted(name for name in {*held, *wanted} if held.get(name) != wanted.get(name)):
+        raise ArtefactError(
+            f"{path} holds an unfinished run with another {', '.join(changed)}: finish that one, or start over "
+            "with --no-resume"
+        )
 
 
 def _whole_lines(path: Path) -> list[Record]:
@@ -68,7 +88,7 @@ def _whole_lines(path: Path) -> list[Record]:
         *whole, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
         lines = [json.loads(line) for line in whole]
         if not all(isinstance(line, dict) for line in lines) or not all(
-            {"strength", "control"} <= line.keys() for line in lines[1:]
+            {"strength", "control", "items", "neutral"} <= line.keys() for line in lines[1:]
         ):
             raise ValueError("not lines of a dose run")
     except (OSError, ValueError) as error:

@@ -1,6 +1,6 @@
 """Vectors from contrast pairs: the stream is read through a model's sites, a method makes a row of it at each layer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -9,19 +9,16 @@ import numpy as np
 
 from pilothouse.core.artefact import check_name
 from pilothouse.core.errors import ArtefactError
-from pilothouse.core.items import Item, batches, read_item
 from pilothouse.core.plans import Direction
 from pilothouse.core.serving import ActivationSource
 from pilothouse.core.sites import SITE, Float32
 from pilothouse.steering.methods import SCALES, Method, find_direction
 from pilothouse.steering.pairs import ContrastPair, digest_pairs
-from pilothouse.steering.sweep import LayerReport, Sides, best_layer, report_layer
-from pilothouse.steering.tokens import Token, chosen_tokens
+from pilothouse.steering.read_work import ReadWork
+from pilothouse.steering.reading import Progress, Streams, read_streams
+from pilothouse.steering.sweep import LayerReport, best_layer, report_layer
+from pilothouse.steering.tokens import Token
 from pilothouse.steering.vector import Vector
-
-BATCH = 64
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -36,17 +33,12 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class _Streams:
-    """One float32 row [d_model] an item at each layer, [items, d_model], and the mean L2 norm of the stream there.
+class Extraction:
+    """A vector and what it was made from: an entry a pair, JSON, with the pair, whether it was held out, and the
+    projections of its positive and its negative on the unit row of each layer that was read."""
 
-    Items are pairs' positives and negatives in turn. Norms are of the pairs that directions are made from.
-    """
-
-    layers: dict[int, Float32]
-    norms: dict[int, float]
-
-    def sides(self, layer: int) -> Sides:
-        return Sides(self.layers[layer][::2], self.layers[layer][1::2])
+    vector: Vector
+    items: Sequence[Mapping[str, Any]]
 
 
 def extract_vector(
@@ -56,18 +48,21 @@ def extract_vector(
     name: str,
     recipe: Recipe | None = None,
     held_out: Sequence[ContrastPair] = (),
+    work: ReadWork | None = None,
     progress: Progress | None = None,
-) -> Vector:
+) -> Extraction:
     """A row a layer, from `pairs` alone; `held_out` pairs judge every layer, and the card keeps the verdicts.
 
     An item counts once however many tokens it has (`Token` says which). resid_norm is the mean L2 norm of the stream at
-    the chosen tokens. `progress` is called with items done and in all. Memory: items x layers x d_model float32.
-    ArtefactError for no pairs, a bad name, a layer without a site, an item too short for the token, a stream that is
-    not finite, or `best` with nothing held out.
+    the chosen tokens. What is read is kept in `work`, and what is there is not read again. `progress` is called with
+    items done and in all. Memory: items x layers x d_model float32. ArtefactError for no pairs, a bad name, a layer
+    without a site, an item too short for the token, a stream that is not finite, or `best` with nothing held out.
     """
     recipe = recipe or Recipe()
     layers = _checked_layers(source, pairs, name, recipe, held_out)
-    streams = _read(source, [*pairs, *held_out], len(pairs), recipe.token, layers, progress)
+    everything = [*pairs, *held_out]
+    streams = read_streams(source, everything, recipe.token, layers, work, progress)
+    norms = {layer: streams.mean_norm(layer, len(pairs)) for layer in layers}
     rows, reports = dict[int, Float32](), dict[int, LayerReport]()
     for layer in layers:
         made_from = streams.sides(layer).take(slice(len(pairs)))
@@ -77,10 +72,49 @@ def extract_vector(
             raise ArtefactError(f"layer {layer}: {error}") from None
         if held_out:
             judges = streams.sides(layer).take(slice(len(pairs), None))
-            reports[layer] = report_layer(layer, rows[layer], made_from, judges, streams.norms[layer])
+            reports[layer] = report_layer(layer, rows[layer], made_from, judges, norms[layer])
+    items = _projections(everything, len(pairs), streams, rows)
     if recipe.best:
         rows = {(best := best_layer(reports)): rows[best]}
-    return _vector(source, pairs, held_out, name, recipe, rows, streams.norms, list(reports.values()))
+    return Extraction(_vector(source, pairs, held_out, name, recipe, rows, norms, list(reports.values())), items)
+
+
+def extraction_key(
+    source: ActivationSource,
+    pairs: Sequence[ContrastPair],
+    held_out: Sequence[ContrastPair],
+    recipe: Recipe,
+    weights: Mapping[str, str],
+) -> dict[str, Any]:
+    """What an extraction reads: those of equal keys can share it. `weights` tells the model from others of its name,
+    such as the type it runs in. JSON."""
+    return {
+        "model": source.shape.model,
+        "weights": dict(weights),
+        "layers": list(_chosen_layers(source, recipe)),
+        "token": recipe.token,
+        "pairs": digest_pairs([*pairs, *held_out]),
+    }
+
+
+def _chosen_layers(source: ActivationSource, recipe: Recipe) -> tuple[int, ...]:
+    return tuple(sorted(set(source.shape.sites if recipe.layers is None else recipe.layers)))
+
+
+def _projections(
+    pairs: Sequence[ContrastPair], n_made_from: int, streams: Streams, rows: Mapping[int, Float32]
+) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = [
+        {**pair.model_dump(mode="json"), "held_out": number >= n_made_from, "projections": {}}
+        for number, pair in enumerate(pairs)
+    ]
+    for layer, row in rows.items():
+        wide = row.astype(np.float64)
+        unit = wide / max(float(np.linalg.norm(wide)), float(np.finfo(np.float64).tiny))
+        sides = streams.sides(layer)
+        for item, positive, negative in zip(items, sides.positive @ unit, sides.negative @ unit, strict=True):
+            item["projections"][str(layer)] = [float(positive), float(negative)]
+    return items
 
 
 def _checked_layers(
@@ -90,53 +124,18 @@ def _checked_layers(
     recipe: Recipe,
     held_out: Sequence[ContrastPair],
 ) -> tuple[int, ...]:
+    """The layers to read; ArtefactError for what can be seen to be wrong before anything is read."""
     check_name(name)
     if not pairs:
         raise ArtefactError("there are no contrast pairs to extract a vector from")
     if recipe.best and not held_out:
         raise ArtefactError("the best layer is chosen on held-out pairs, and none are held out")
-    chosen = tuple(sorted(set(source.shape.sites if recipe.layers is None else recipe.layers)))
+    chosen = _chosen_layers(source, recipe)
     if not chosen:
         raise ArtefactError("no layers were chosen")
     if missing := set(chosen) - set(source.shape.sites):
         raise ArtefactError(f"layer {min(missing)} has no site in this model")
     return chosen
-
-
-def _read(
-    source: ActivationSource,
-    pairs: Sequence[ContrastPair],
-    n_made_from: int,
-    token: Token,
-    layers: tuple[int, ...],
-    progress: Progress | None,
-) -> _Streams:
-    n_items = 2 * len(pairs)
-    streams = {layer: np.empty((n_items, source.shape.d_model), dtype=np.float32) for layer in layers}
-    norms, n_norms, done = dict.fromkeys(layers, 0.0), 0, 0
-    for batch in batches(list(_items(pairs)), BATCH):
-        readings = [read_item(source, item) for item, _ in batch]
-        chosen = [
-            chosen_tokens(reading, item, token, what) for reading, (item, what) in zip(readings, batch, strict=True)
-        ]
-        for place, stream in zip(chosen, source.read([r.token_ids for r in readings], layers), strict=True):
-            counts = done < 2 * n_made_from
-            n_norms += (place.stop - place.start) * counts
-            for layer in layers:
-                # In float64: the order of many small terms must not show.
-                wide = stream[layer][place].astype(np.float64)
-                streams[layer][done] = wide.mean(axis=0)
-                norms[layer] += float(np.linalg.norm(wide, axis=1).sum()) * counts
-            done += 1
-        if progress:
-            progress(done, n_items)
-    return _Streams(streams, {layer: total / n_norms for layer, total in norms.items()})
-
-
-def _items(pairs: Sequence[ContrastPair]) -> Iterator[tuple[Item, str]]:
-    for number, pair in enumerate(pairs, start=1):
-        yield pair.positive, f"the positive item of pair {number}"
-        yield pair.negative, f"the negative item of pair {number}"
 
 
 def _vector(
