@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +22,7 @@ from safetensors.numpy import save_file
 
 from pilothouse.core.plans import Direction
 from pilothouse.core.sites import SITE
+from pilothouse.harbor.paths import probes_dir, vectors_dir
 from pilothouse.steering import Vector, save_vector
 
 ADMIN_KEY = "test-admin-key"
@@ -78,6 +85,35 @@ def make_vector(folder: Path) -> None:
     rows = {layer: rng.normal(size=D_MODEL).astype(np.float32) for layer in range(6)}
     vector = Vector("everywhere", Direction(rows), None, SITE, None, tuple(rows), {}, None, {})
     save_vector(vector, folder / "everywhere.safetensors")
+
+
+@contextmanager
+def serving(folder: Path, *options: str) -> Iterator[Server]:
+    """A server of Harbor with its own artefacts and ours, started as a user starts it; `options` come last."""
+    sae = make_sae(folder / "saes" / "random-l2")
+    make_vector(folder / "vectors")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "pilothouse.cli.main", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--vectors", str(vectors_dir()), "--vectors", str(folder / "vectors"), "--probes", str(probes_dir())]
+    command += ["--saes", str(sae.parent), "--default-probes", "truthfulness", "--admin-key", ADMIN_KEY, *options]
+    log = folder / "server.log"
+    with log.open("wb") as out:
+        environment = {**os.environ, "TORCH_LOGS": "recompiles"}
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+        )
+    found = Server(f"http://127.0.0.1:{port}", process, log, sae)
+    try:
+        wait_until_ready(found)
+        yield found
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_until_ready(server: Server) -> None:
