@@ -52,7 +52,7 @@ def truth_claim(evaluation: Evaluation) -> Claim:
 
 
 def doubt_claim(evaluation: Evaluation, online: Mapping[str, float]) -> Claim:
-    """How well made-up answers are told from known ones; `online`: by id of the item, the score while it was generated."""
+    """How well made-up answers are told from known ones; `online`: scores by id, from when it was generated."""
     metrics = evaluation.metrics
     items = _items(evaluation)
     for item in items:
