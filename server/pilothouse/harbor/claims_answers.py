@@ -167,15 +167,18 @@ def tone_claims(
 
 
 def style_classifier(lines: Sequence[Item]) -> Any:
-    """A function from texts to the names of their styles: words and pairs of words, TF-IDF, logistic regression.
+    """A function from texts to the names of their styles: which words and pairs of words occur, logistic regression.
 
-    Trained on wrapped true answers about topics that it does not judge.
+    Trained on wrapped true answers about topics that it does not judge. Occurrence and not TF-IDF: a text without any
+    words of a tone is neutral, however short it is.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    classifier = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(C=10.0, max_iter=2_000))
+    classifier = make_pipeline(
+        CountVectorizer(ngram_range=(1, 2), binary=True), LogisticRegression(C=10.0, max_iter=2_000)
+    )
     classifier.fit([line["text"] for line in lines], [line["label"] for line in lines])
     return lambda texts: [str(style) for style in classifier.predict(list(texts))]
 
