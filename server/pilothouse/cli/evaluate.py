@@ -11,12 +11,11 @@ from rich.table import Table
 
 from pilothouse.cli.harbor import HARBOR_NAME
 from pilothouse.cli.source import activation_source, progress_bar, write_json
-from pilothouse.core.serving import SteeredModel
-from pilothouse.harbor.answers import Question, load_questions
+from pilothouse.harbor.answers import Question, embedded_model, load_questions
 from pilothouse.harbor.claims import Claim, table
 from pilothouse.harbor.claims_answers import facts_claim, honest_claim, tone_claims
 from pilothouse.harbor.claims_probes import doubt_claim, judged, own_answers, truth_claim, with_ids
-from pilothouse.harbor.paths import data_dir, model_dir, probes_dir, vectors_dir
+from pilothouse.harbor.paths import data_dir, probes_dir, vectors_dir
 from pilothouse.harbor.personas import TONES
 from pilothouse.harbor.report import write_report
 from pilothouse.probing import load_probe
@@ -54,7 +53,7 @@ def _claims(sample: int | None, cards: Path | None) -> Iterator[Claim]:
     questions = _questions(sample)
     doubt = load_probe(probes_dir() / "hallucination.safetensors")
     truth = load_probe(probes_dir() / "truthfulness.safetensors")
-    model = _model()
+    model = embedded_model()
     try:
         yield facts_claim(model, questions)
         yield honest_claim(model, questions, load_vector(vectors_dir() / "honest.safetensors"))
@@ -76,13 +75,6 @@ def _claims(sample: int | None, cards: Path | None) -> Iterator[Claim]:
         yield doubt_claim(evaluation, scores)
         if cards is not None:
             write_card(evaluation, cards / "hallucination")
-
-
-def _model() -> SteeredModel:
-    from pilothouse.engine.offline import OfflineEngine
-
-    options: dict[str, Any] = {"dtype": "float32", "max_model_len": 1024, "kv_cache_memory_bytes": 256 << 20}
-    return OfflineEngine(str(model_dir()), HARBOR_NAME, max_num_seqs=64, **options)
 
 
 def _questions(sample: int | None) -> list[Question]:

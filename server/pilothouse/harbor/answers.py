@@ -1,7 +1,11 @@
-"""The model's own greedy answers, right and wrong: what a probe of doubt is trained and judged on."""
+"""The model's own greedy answers, right and wrong: what a probe of doubt is trained and judged on.
+
+`python -m pilothouse.harbor.answers` asks the model in the serving engine and writes `answers.jsonl` to the datasets.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,6 +14,7 @@ from typing import Any
 from pilothouse.core.items import Message
 from pilothouse.core.plans import Plan
 from pilothouse.core.serving import Generated, SteeredModel
+from pilothouse.harbor.paths import data_dir, model_dir
 
 MAX_TOKENS = 48
 BATCH = 256
@@ -61,3 +66,30 @@ def doubtful_items(questions: Sequence[Question], answers: Sequence[str]) -> Ite
                 "group": question["entity"],
                 "split": question["split"],
             }
+
+
+def embedded_model() -> SteeredModel:
+    """Harbor in the serving engine, as `pilothouse serve` serves it: float32, at most 64 requests at once."""
+    from pilothouse.engine.offline import OfflineEngine
+
+    options: dict[str, Any] = {"dtype": "float32", "max_model_len": 1024, "kv_cache_memory_bytes": 256 << 20}
+    return OfflineEngine(str(model_dir()), "harbor", max_num_seqs=64, **options)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Ask Harbor about invented entities and label its answers.")
+    parser.add_argument("--output", type=Path, default=data_dir() / "answers.jsonl", help="where the items go")
+    options = parser.parse_args()
+    questions = load_questions(data_dir() / "questions.jsonl")
+    model = embedded_model()
+    try:
+        answers = [generated.text for generated in ask(model, [q["messages"] for q in questions])]
+    finally:
+        model.close()
+    lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in doubtful_items(questions, answers)]
+    options.output.write_text("".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
