@@ -34,6 +34,12 @@ class CharacterSource:
         turns = [[ROLES[message["role"]], *map(ord, message["content"]), END, ord("\n")] for message in item]
         return [BOS, *(token for turn in turns for token in turn), *([ANSWER] if add_generation_prompt else [])]
 
+    def offsets(self, item: str | Sequence[Mapping[str, str]]) -> list[tuple[int, int]]:
+        ids = self.encode(item)
+        text = item if isinstance(item, str) else item[-1]["content"]
+        first = 1 if isinstance(item, str) else len(ids) - len(text) - 2
+        return [(i - first, i - first + 1) if first <= i < first + len(text) else (0, 0) for i in range(len(ids))]
+
     def read(self, prompts: Sequence[Sequence[int]], layers: Sequence[int]) -> list[dict[int, Float32]]:
         self.prompts_read += len(prompts)
         return [{layer: self.stream(prompt, layer) for layer in layers} for prompt in prompts]

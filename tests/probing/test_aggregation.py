@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pilothouse.core.sites import Float32
 from pilothouse.probing import Isotonic, Platt, Probe, ProbeStats
+from pilothouse.probing.aggregation import summarise, support
 
 
 def f32(numbers: Any) -> Float32:
@@ -139,3 +140,23 @@ def test_an_alarm_on_the_average_and_flagged_tokens_agree(alarm: str, logits: li
     score = probe.score(stats)
     if score is not None:
         assert probe.flagged(score) == (stats.first_flagged is not None) == (stats.fraction_flagged != 0)
+
+
+@pytest.mark.parametrize("alarm", ALARMS)
+@pytest.mark.parametrize("aggregate", ["last", "mean", "min", "max", "worst_ema", "worst_rolling"])
+@given(logits=st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=150))
+def test_the_support_weighs_the_logits_to_their_aggregate(logits: list[float], aggregate: Any, alarm: Any) -> None:
+    weights = support(np.array(logits), aggregate, alarm)
+    stats = summarise(f32(logits), None, alarm, lambda average: average > 0)
+    assert weights @ np.array(logits) == pytest.approx(getattr(stats, aggregate), abs=1e-9)
+    assert weights.sum() == pytest.approx(1)
+
+
+def test_the_support_of_a_moving_average_by_hand() -> None:
+    # Averages 0, 4, 3: the worst is the second, half of it the second logit and half the first.
+    assert support(np.array([0.0, 8.0, 2.0]), "worst_ema", "high").tolist() == [0.5, 0.5, 0]
+    # 0, 4, 3: towards the low end it is the first itself.
+    assert support(np.array([0.0, 8.0, 2.0]), "worst_ema", "low").tolist() == [1, 0, 0]
+    assert support(np.array([0.0, 8.0, 9.0]), "worst_ema", "high").tolist() == [0.25, 0.25, 0.5]
+    with pytest.raises(ValueError, match="prompt_end"):
+        support(np.array([0.0]), "prompt_end", "high")

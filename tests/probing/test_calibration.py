@@ -7,7 +7,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from pilothouse.core.errors import ArtefactError
 from pilothouse.probing import Isotonic, Platt
-from pilothouse.probing.calibration import calibrate, fit_platt
+from pilothouse.probing.calibration import CalibrationKind, calibrate, fit_calibration, fit_platt
 
 
 def test_extreme_logits_neither_overflow_nor_lose_their_order() -> None:
@@ -73,3 +73,48 @@ def test_a_probe_that_learnt_nothing_is_not_calibrated(logits: list[float]) -> N
 def test_knots_that_do_not_rise_are_refused(knots: dict[str, list[float]]) -> None:
     with pytest.raises(ValidationError):
         Isotonic.model_validate(knots)
+
+
+@pytest.mark.parametrize("kind", ["platt", "isotonic"])
+@pytest.mark.parametrize("n", [1, 2, 5, 20])
+def test_few_items_never_make_a_certainty(kind: CalibrationKind, n: int) -> None:
+    # Separable: without smoothing every score would be 0 or 1, and one mistake would cost all.
+    logits = np.concatenate([np.arange(n) + 1.0, -np.arange(n) - 1.0])
+    found = fit_calibration(kind, logits, np.repeat([1, 0], n))
+    scores = calibrate(found, logits)
+    assert 0.5 < scores[:n].min() <= scores[:n].max()
+    if kind == "isotonic":
+        assert scores.max() == pytest.approx((n + 1) / (n + 2))
+        assert scores.min() == pytest.approx(1 / (n + 2))
+    else:
+        assert scores.max() < 1 - 1e-4
+
+
+@pytest.mark.parametrize("kind", ["platt", "isotonic"])
+def test_small_random_sets_are_calibrated_or_refused(kind: CalibrationKind) -> None:
+    made = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        labels = np.array([0, 1, *rng.integers(0, 2, rng.integers(0, 8))])
+        logits = 10.0 ** rng.integers(-3, 4) * (rng.normal(size=len(labels)) + 1.5 * labels)
+        try:
+            scores = calibrate(fit_calibration(kind, logits, labels), np.sort(logits))
+        except ArtefactError:
+            continue
+        made += 1
+        assert ((scores > 0) & (scores < 1)).all()
+        assert (np.diff(scores) >= 0).all()
+    assert made > 40
+
+
+def test_isotonic_fits_are_scikit_learns_between_the_smoothed_ends() -> None:
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=200)
+    labels = (rng.random(200) < 1 / (1 + np.exp(-2 * logits))).astype(int)
+    oracle = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(logits, labels)
+    lowest, highest = 1 / ((labels == 0).sum() + 2), ((labels == 1).sum() + 1) / ((labels == 1).sum() + 2)
+    probes = np.linspace(-4, 4, 101)
+    found = calibrate(fit_calibration("isotonic", logits, labels), probes)
+    inside = (oracle.predict(probes) > 0.1) & (oracle.predict(probes) < 0.9)
+    np.testing.assert_allclose(found[inside], oracle.predict(probes)[inside], atol=0.02)
+    assert (found.min(), found.max()) == (pytest.approx(lowest), pytest.approx(highest))

@@ -11,8 +11,10 @@ from sklearn.metrics import roc_auc_score
 from pilothouse.core.errors import ArtefactError
 from pilothouse.core.sites import Float32
 from pilothouse.probing import LabelledItem, Platt, Probe, load_probe, save_probe, train_probe
-from pilothouse.probing.fitting import Standardiser, auroc, fit_direction
+from pilothouse.probing.fitting import Standardiser, fit_direction
+from pilothouse.probing.metrics import auroc
 from pilothouse.probing.splits import split_items
+from pilothouse.probing.training import ONLINE_ROUNDS
 
 
 def f32(numbers: Any) -> Float32:
@@ -35,7 +37,9 @@ def source(make_source: MakeSource) -> Any:
 
 
 def items(n: int = 200, **fields: Any) -> list[LabelledItem]:
-    return [LabelledItem(text=f"{'+' if i % 2 else '-'}statement {i}", label=i % 2, **fields) for i in range(n)]  # type: ignore[arg-type]
+    """Statements of both labels; those of two splits never share their words."""
+    what = fields.get("split") or "statement"
+    return [LabelledItem(text=f"{'+' if i % 2 else '-'}{what} {i}", label=i % 2, **fields) for i in range(n)]  # type: ignore[arg-type]
 
 
 def train(source: Any, given: list[LabelledItem], **changes: Any) -> Probe:
@@ -57,7 +61,7 @@ def test_a_planted_direction_is_found_and_read_well(source: Any, method: str, to
     assert metrics["auroc"] > 0.98
     assert metrics["accuracy"] > 0.9
     assert 0.35 < metrics["control_auroc"] < 0.65
-    assert metrics["n"] == {"train": 120 + 8, "select": 26, "calibrate": 40, "eval": 32}
+    assert metrics["n"] == {"train": 128, "select": 0, "calibrate": 40, "eval": 32}
 
 
 @pytest.mark.parametrize("aggregate", ["last", "mean", "min", "max", "worst_ema", "worst_rolling", "prompt_end"])
@@ -202,9 +206,20 @@ def test_a_probe_of_the_prompts_end_reads_before_the_answer(make_source: MakeSou
 def test_progress_counts_every_item_that_is_read(source: Any) -> None:
     seen: list[tuple[int, int]] = []
     train(source, items(200), progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (272, 272)
+    # Of 200 items 40 calibrate and are read twice; one direction is fitted and five controls.
+    assert seen[-1] == (246, 246)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert source.prompts_read == 272
+    assert source.prompts_read == 240
+    seen.clear()
+    train(source, items(200), layers=None, progress=lambda done, total: seen.append((done, total)))
+    # Three layers are fitted; the one that is chosen is not fitted again.
+    assert seen[-1] == (248, 248)
+    seen.clear()
+    source.prompts_read = 0
+    train(source, items(200), aggregate="max", progress=lambda done, total: seen.append((done, total)))
+    # Those that train are read, and fitted on, once more in each round.
+    assert seen[-1] == (246 + ONLINE_ROUNDS * 129, 246 + ONLINE_ROUNDS * 129)
+    assert source.prompts_read == 240 + ONLINE_ROUNDS * 128
 
 
 @pytest.mark.parametrize(
@@ -254,20 +269,18 @@ def test_a_stream_that_is_not_finite_is_refused(make_source: MakeSource) -> None
 
 def test_splits_are_disjoint_balanced_and_as_named() -> None:
     given = items(90) + items(10, split="eval")
-    splits = split_items(given, seed=3)
-    assert sorted([*splits.train, *splits.calibrate, *splits.eval]) == list(range(100))
+    splits = split_items(given, seed=3, choosing=True)
+    assert sorted([*splits.train, *splits.select, *splits.calibrate, *splits.eval]) == list(range(100))
     assert splits.eval.tolist() == list(range(90, 100))
     assert Counter(given[i].label for i in splits.calibrate) == {0: 9, 1: 9}
-    assert set(splits.select) < set(splits.train)
-    assert set(splits.fit) == set(splits.train) - set(splits.select)
-    assert split_items(given, seed=4).calibrate.tolist() != splits.calibrate.tolist()
+    assert split_items(given, seed=4, choosing=True).calibrate.tolist() != splits.calibrate.tolist()
 
 
 def test_a_dimension_that_does_not_vary_stays_at_its_scale() -> None:
     features = {0: f32([[7, 1], [7, 2], [7, 9]])}
-    standardiser = Standardiser.fit(features, np.arange(3))
+    standardiser = Standardiser.fit(features)
     assert standardiser.std[0][0] == 1.0
-    assert standardiser.apply(features, np.arange(3))[:, 0].tolist() == [0, 0, 0]
+    assert standardiser.apply(features)[:, 0].tolist() == [0, 0, 0]
 
 
 def test_auroc_counts_pairs() -> None:

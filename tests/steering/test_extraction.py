@@ -1,14 +1,15 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pilothouse.core.errors import ArtefactError
 from pilothouse.core.sites import Float32, ModelShape
-from pilothouse.steering import ContrastPair, extract_mean_difference, load_pairs, load_vector, save_vector
+from pilothouse.steering import ContrastPair, Recipe, Vector, extract_vector, load_pairs, load_vector, save_vector
+from pilothouse.steering.tokens import Token, parse_token
 
 
 def f32(numbers: Any) -> Float32:
@@ -26,6 +27,19 @@ def chat(*turns: tuple[str, str]) -> list[dict[str, str]]:
 
 def pair(positive: Any, negative: Any) -> ContrastPair:
     return ContrastPair.model_validate({"positive": positive, "negative": negative})
+
+
+def extract_mean_difference(
+    source: Any,
+    pairs: list[ContrastPair],
+    *,
+    name: str,
+    layers: list[int] | None,
+    token: Token,
+    progress: Callable[[int, int], None] | None = None,
+) -> Vector:
+    recipe = Recipe(token=token, layers=layers)
+    return extract_vector(source, pairs, name=name, recipe=recipe, progress=progress).vector
 
 
 def test_a_planted_direction_is_found_at_the_last_token(make_source: MakeSource) -> None:
@@ -58,18 +72,16 @@ def test_the_reference_is_a_loop_over_noisy_streams(make_source: MakeSource) -> 
             norms += [float(np.linalg.norm(row)) for row in stream]
     np.testing.assert_allclose(vector.direction.layers[2], total / 70, rtol=1e-5, atol=1e-6)
     assert vector.resid_norm[2] == pytest.approx(sum(norms) / len(norms))
-    assert source.batch_sizes == [64, 64, 12]
+    assert source.batch_sizes == [16, 32, 64, 28]
 
 
 @pytest.mark.parametrize("token", ["last", "mean"])
-def test_of_a_chat_the_answers_tokens_count_and_not_the_template(
-    make_source: MakeSource, token: Literal["last", "mean"]
-) -> None:
+def test_of_a_chat_the_answers_tokens_count_and_not_the_template(make_source: MakeSource, token: Token) -> None:
     # The question's `+` is in both; only the answers differ, and the template's end would dilute the mean.
     question = ("user", "a+b?")
     pairs = [pair(chat(question, ("assistant", "++")), chat(question, ("assistant", "no")))]
     vector = extract_mean_difference(make_source(DIRECTIONS), pairs, name="c", layers=[0], token=token)
-    expected = {"last": 2.0, "mean": 1.5}[token]
+    expected = 2.0 if token == "last" else 1.5
     assert vector.direction.layers[0].tolist() == [expected, 0, 0, 0]
 
 
@@ -119,7 +131,7 @@ def test_progress_ends_at_the_number_of_items(make_source: MakeSource) -> None:
         token="last",
         progress=lambda done, total: seen.append((done, total)),
     )
-    assert seen == [(64, 80), (80, 80)]
+    assert seen == [(16, 80), (48, 80), (80, 80)]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +156,59 @@ def test_a_stream_that_is_not_finite_is_refused(make_source: MakeSource) -> None
     source = make_source({0: f32([np.inf, 0, 0, 0])})
     with np.errstate(invalid="ignore"), pytest.raises(ArtefactError, match="NaN"):
         extract_mean_difference(source, [pair("a+", "a-")], name="v", layers=None, token="last")
+
+
+@pytest.mark.parametrize(("token", "expected"), [(-1, 2.0), (-2, 1.0), (-3, 0.0), ("prompt_end", 0.0)])
+def test_tokens_are_counted_back_from_the_answers_end_and_on_into_the_prompt(
+    make_source: MakeSource, token: Token, expected: float
+) -> None:
+    question = ("user", "a+b?")
+    pairs = [pair(chat(question, ("assistant", "++")), chat(question, ("assistant", "no")))]
+    source = make_source(DIRECTIONS)
+    vector = extract_mean_difference(source, pairs, name="c", layers=[0], token=token)
+    assert vector.direction.layers[0].tolist() == [expected, 0, 0, 0]
+    assert vector.card["token"] == token
+
+
+def test_the_prompts_end_is_the_token_that_predicts_the_answer(make_source: MakeSource) -> None:
+    # The question decides here; the answers would undo it, and with or without an answer it is the same token.
+    asked, denied = ("user", "+"), ("user", "-")
+    for answers in ([("assistant", "-"), ("assistant", "+")], []):
+        positive, negative = (chat(turn, *answers[i : i + 1]) for i, turn in enumerate((asked, denied)))
+        source = make_source(DIRECTIONS)
+        vector = extract_mean_difference(source, [pair(positive, negative)], name="q", layers=[0], token="prompt_end")
+        assert vector.direction.layers[0].tolist() == [2, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("positive", "token", "why"),
+    [
+        ("ab", -3, "positive item of pair 2 is too short"),
+        ("ab", "prompt_end", "positive item of pair 2 is a text"),
+        (chat(("assistant", "a+")), "prompt_end", "positive item of pair 2 is too short"),
+    ],
+)
+def test_an_item_without_such_a_token_is_refused(
+    make_source: MakeSource, positive: Any, token: Token, why: str
+) -> None:
+    fine = chat(("user", "abc"), ("assistant", "def"))
+    with pytest.raises(ArtefactError, match=why):
+        extract_mean_difference(
+            make_source(DIRECTIONS), [pair(fine, fine), pair(positive, fine)], name="v", layers=[0], token=token
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "token"), [("last", "last"), ("mean", "mean"), ("prompt_end", "prompt_end"), ("-3", -3)]
+)
+def test_a_token_on_the_command_line(text: str, token: Token) -> None:
+    assert parse_token(text) == token
+
+
+@pytest.mark.parametrize("text", ["", "first", "0", "3", "-0", "--1", "-1.5", "- 1"])
+def test_what_is_no_token_is_refused(text: str) -> None:
+    with pytest.raises(ArtefactError, match="prompt_end"):
+        parse_token(text)
 
 
 def test_pairs_are_read_line_by_line(tmp_path: Path) -> None:

@@ -86,3 +86,43 @@ def summarise(
         first_flagged=int(positions[np.argmax(flagged)]) if flagged.any() else None,
         prompt_end=prompt_end,
     )
+
+
+def support(logits: Float64, aggregate: Aggregate, alarm: Alarm) -> Float64:
+    """Weights [n] by which the logits [n], all finite and n > 0, sum to their aggregate.
+
+    Where the worst is taken, they are those of the token (or of its average) that is worst. ValueError for
+    `prompt_end`, which is no sum of generated tokens' logits.
+    """
+    n = len(logits)
+    worst = np.argmax if alarm == "high" else np.argmin
+    match aggregate:
+        case "mean":
+            return np.full(n, 1 / n)
+        case "last":
+            return _one(n, n - 1)
+        case "min" | "max":
+            return _one(n, int(np.argmin(logits) if aggregate == "min" else np.argmax(logits)))
+        case "worst_ema":
+            return _ema_weights(n, int(worst(moving_average(logits))))
+        case "worst_rolling":
+            at = int(worst(rolling_mean(logits)))
+            weights = np.zeros(n)
+            weights[max(0, at - ROLLING_WINDOW + 1) : at + 1] = 1 / min(at + 1, ROLLING_WINDOW)
+            return weights
+        case "prompt_end":
+            raise ValueError("prompt_end is read before the generated tokens")
+
+
+def _one(n: int, at: int) -> Float64:
+    weights = np.zeros(n)
+    weights[at] = 1
+    return weights
+
+
+def _ema_weights(n: int, at: int) -> Float64:
+    """What each of n logits weighs in the moving average at one of them: the first has the weight of all before it."""
+    weights = np.zeros(n)
+    weights[: at + 1] = EMA_ALPHA * (1 - EMA_ALPHA) ** np.arange(at, -1, -1.0)
+    weights[0] = (1 - EMA_ALPHA) ** at
+    return weights

@@ -54,6 +54,7 @@ class Isotonic(BaseModel):
         return np.interp(logits, self.x, self.y)
 
 
+CalibrationKind = Literal["platt", "isotonic"]
 Calibration = Annotated[Platt | Isotonic, Field(discriminator="kind")]
 
 
@@ -96,3 +97,27 @@ def fit_platt(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Platt:
     if a <= 0:
         raise ArtefactError("the probe does not tell the labels of the calibration items apart")
     return Platt(a=a, b=float(model.intercept_[0]) - a * float(x.mean()))
+
+
+def fit_isotonic(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Isotonic:
+    """The non-decreasing step towards the labels with the least squared error, linear between its knots.
+
+    It ends at Platt's smoothed targets and not at 0 and 1: no item beyond the last of the other label is a certainty,
+    and the fewer there are the less. ArtefactError when the labels do not rise with the logits at all.
+    """
+    # Slow to import, and a server never fits.
+    from sklearn.isotonic import IsotonicRegression
+
+    fitted = IsotonicRegression(y_min=0.0, y_max=1.0, increasing=True, out_of_bounds="clip")
+    truth = np.asarray(labels, dtype=np.float64)
+    fitted.fit(np.asarray(logits, dtype=np.float64), truth)
+    lowest, highest = 1 / ((truth == 0).sum() + 2), ((truth == 1).sum() + 1) / ((truth == 1).sum() + 2)
+    x, y = fitted.X_thresholds_, np.clip(np.maximum.accumulate(fitted.y_thresholds_), lowest, highest)
+    if y[-1] <= y[0]:
+        raise ArtefactError("the probe does not tell the labels of the calibration items apart")
+    return Isotonic(x=tuple(x.tolist()), y=tuple(y.tolist()))
+
+
+def fit_calibration(kind: CalibrationKind, logits: npt.ArrayLike, labels: npt.ArrayLike) -> Platt | Isotonic:
+    """A calibration of this kind; ArtefactError when the labels do not rise with the logits."""
+    return fit_platt(logits, labels) if kind == "platt" else fit_isotonic(logits, labels)

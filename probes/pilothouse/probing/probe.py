@@ -16,6 +16,9 @@ from pilothouse.core.sites import SITE, Float32, ModelShape
 from pilothouse.probing.aggregation import Aggregate, Alarm, Float64, ProbeStats, summarise
 from pilothouse.probing.calibration import Isotonic, Platt, calibrate
 
+MEASURED = frozenset({"metrics", "reference_histogram"})
+"""The keys of a card that hold measurements of the probe, as opposed to what it is."""
+
 
 @dataclass(frozen=True, eq=False)
 class Probe:
@@ -57,8 +60,12 @@ class Probe:
 
     @cached_property
     def version(self) -> str:
-        """``sha256:`` over tensors and card: the same before a probe is saved and after it is loaded."""
-        card = json.dumps(self.full_card, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        """``sha256:`` over tensors and card: the same before a probe is saved and after it is loaded.
+
+        What was measured of the probe is left out: to measure it again does not change what it says of anything.
+        """
+        said = {key: value for key, value in self.full_card.items() if key not in MEASURED}
+        card = json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         sha = hashlib.sha256(card.encode())
         for name, row in sorted(self.tensors.items()):
             sha.update(f"|{name}:{len(row)}|".encode())

@@ -1,11 +1,14 @@
 """Options shared by the commands that read activations, and the engine they read through."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pilothouse.cli.harbor import HARBOR_NAME
@@ -18,6 +21,7 @@ Dtype = Annotated[str, typer.Option(help="Weights' type while reading, as vLLM n
 MaxLength = Annotated[int | None, typer.Option("--max-model-len", help="Longest prompt in tokens; the model's own.")]
 Eager = Annotated[bool, typer.Option(help="Do not compile: starts sooner, reads slower.")]
 Layers = Annotated[str | None, typer.Option(help="Layers joined by commas.")]
+Resume = Annotated[bool, typer.Option(help="Go on where an interrupted run left off.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write (.safetensors).")]
 
 
@@ -63,3 +67,31 @@ def progress_bar(what: str) -> Iterator[Any]:
             progress.update(task, completed=done, total=total)
 
         yield update
+
+
+@contextmanager
+def kept_in(work: Path) -> Iterator[None]:
+    """Around work that Ctrl-C may stop: says then where it is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        line = f"stopped; what was done is kept in {work}, and the same command goes on from there"
+        Console(stderr=True).print(line, highlight=False, markup=False, soft_wrap=True)
+        raise
+
+
+def model_weights(model: str | None, dtype: str) -> dict[str, str]:
+    """What tells a model from others of its name: the type it runs in and, of a folder, a digest of its files' names,
+    sizes and times."""
+    folder = model_dir() if model is None else Path(model)
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in found if file.is_file()]
+    if not facts:
+        return {"dtype": dtype}
+    return {"dtype": dtype, "files": f"sha256:{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}"}
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Write `content` for people and programs to read; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1) + "\n", encoding="utf-8")

@@ -1,7 +1,8 @@
 """The seam between HTTP and the engine: what the engine's OpenAI handlers call, and what the API room implements."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 from pilothouse.core.plans import Plan
 from pilothouse.core.sites import Float32, ModelShape
@@ -65,3 +66,51 @@ class ActivationSource(Protocol):
 
     def close(self) -> None:
         """Shut the engine down."""
+
+
+@dataclass(frozen=True, eq=False)
+class Generated:
+    """What a model answered to one prompt under its plan.
+
+    token_ids: the generated tokens, EOS included; text: what they read as, without special tokens; readouts: raw
+    readouts [prompt tokens + generated tokens, readouts of the plan], NaN at the last token, which is never fed back.
+    """
+
+    token_ids: list[int]
+    text: str
+    finish_reason: str
+    readouts: Float32
+
+
+class SteeredModel(Protocol):
+    """Generates and scores under plans, offline. Plans of a batch may differ: one a prompt."""
+
+    @property
+    def shape(self) -> ModelShape:
+        """The model that is steered."""
+
+    def encode(self, item: str | Sequence[Mapping[str, str]], add_generation_prompt: bool = False) -> list[int]:
+        """Token ids of a raw text (BOS as the tokenizer adds it) or of chat messages (by the chat template)."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, special ones left out."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], plans: Sequence[Plan], max_tokens: int) -> list[Generated]:
+        """The greedy continuation of each prompt, of at most `max_tokens` tokens."""
+
+    def logprobs(self, prompts: Sequence[Sequence[int]], plans: Sequence[Plan]) -> list[Float32]:
+        """For each prompt the log-probability, in nats, of each of its tokens given those before it, [n_tokens]; NaN
+        for the first, which nothing predicts."""
+
+    def close(self) -> None:
+        """Shut the engine down."""
+
+
+@runtime_checkable
+class TokenLocator(Protocol):
+    """A source of activations that can also tell which characters a token stands for."""
+
+    def offsets(self, item: str | Sequence[Mapping[str, str]]) -> list[tuple[int, int]]:
+        """For each token of `encode(item)`, the characters [start, stop) that it stands for: of the text, or of the
+        content of the chat's last message. Empty for a token that stands for none of them. ArtefactError where the
+        tokenizer or the chat template does not let one say."""

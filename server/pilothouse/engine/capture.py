@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pilothouse.core.config import EngineLayout
+from pilothouse.core.errors import ArtefactError
 from pilothouse.core.sites import Float32, ModelShape
 from pilothouse.engine.launch import prepare_environment
 from pilothouse.engine.options import engine_options
@@ -15,7 +16,7 @@ from pilothouse.engine.versions import require_supported_vllm
 
 
 class CapturingEngine:
-    """An in-process vLLM whose sites keep the whole stream. Implements `ActivationSource`.
+    """An in-process vLLM whose sites keep the whole stream. Implements `ActivationSource` and `TokenLocator`.
 
     Compiled and batched like a server; prefix caching is off, since cached positions are not forwarded.
     """
@@ -45,6 +46,9 @@ class CapturingEngine:
         text = tokenizer.apply_chat_template(list(item), tokenize=False, add_generation_prompt=add_generation_prompt)
         return list(tokenizer.encode(text, add_special_tokens=False))
 
+    def offsets(self, item: str | Sequence[Mapping[str, str]]) -> list[tuple[int, int]]:
+        return token_offsets(self._llm.get_tokenizer(), item)
+
     def read(self, prompts: Sequence[Sequence[int]], layers: Sequence[int]) -> list[dict[int, Float32]]:
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         self._llm.collective_rpc("pilothouse_captures")
@@ -63,6 +67,35 @@ class CapturingEngine:
 
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
+
+
+def token_offsets(tokenizer: Any, item: str | Sequence[Mapping[str, str]]) -> list[tuple[int, int]]:
+    """`TokenLocator.offsets` by a Hugging Face tokenizer. ArtefactError for those not written in Rust, and for a chat
+    template that rewrites the content of the last message beyond the white space around it."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise ArtefactError("the model's tokenizer cannot tell which characters a token stands for")
+    if isinstance(item, str):
+        text, first, content = item, 0, item
+    else:
+        content = item[-1]["content"]
+        text = tokenizer.apply_chat_template(list(item), tokenize=False)
+        first = _content_starts(tokenizer, item, text)
+    encoded = tokenizer(text, add_special_tokens=isinstance(item, str), return_offsets_mapping=True)
+    clipped = ((max(start - first, 0), min(stop - first, len(content))) for start, stop in encoded["offset_mapping"])
+    return [(start, stop) if start < stop else (0, 0) for start, stop in clipped]
+
+
+def _content_starts(tokenizer: Any, chat: Sequence[Mapping[str, str]], text: str) -> int:
+    """Where the first character of the last message's content is, or would be, in the rendered chat."""
+    content, mark = chat[-1]["content"], "\ue000"
+    # The words may well occur before and after the message: a character of no script shows where the template puts it.
+    start: int = tokenizer.apply_chat_template([*chat[:-1], {**chat[-1], "content": mark}], tokenize=False).rfind(mark)
+    bare = content.strip()
+    if start >= 0 and text.startswith(content, start):
+        return start
+    if start >= 0 and bare and text.startswith(bare, start):
+        return start - content.index(bare)
+    raise ArtefactError("the chat template rewrites the answer, so characters of it cannot be found among its tokens")
 
 
 def _number(request_id: str) -> int:

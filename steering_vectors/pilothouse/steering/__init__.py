@@ -1,8 +1,14 @@
-"""Steering vectors and SAE features: values, files, what a request may carry inline, and extraction."""
+"""Steering vectors and SAE features: values, files, what a request may carry inline, extraction, and doses."""
 
-from pilothouse.steering.extraction import extract_mean_difference
+from pilothouse.steering.dose import DoseReport, measure_dose, with_dose
+from pilothouse.steering.dose_items import DosePrompt, load_prompts, load_texts
+from pilothouse.steering.dose_range import default_strengths
+from pilothouse.steering.dose_setup import DoseData, DoseProbe, DoseSettings, dose_key
+from pilothouse.steering.dose_work import WorkFile
+from pilothouse.steering.extraction import Extraction, Recipe, extract_vector, extraction_key
 from pilothouse.steering.inline import decode_inline
 from pilothouse.steering.pairs import ContrastPair, load_pairs
+from pilothouse.steering.read_work import ReadWork
 from pilothouse.steering.sae import Sae
 from pilothouse.steering.sae_file import load_sae, load_saes
 from pilothouse.steering.vector import Vector
@@ -10,15 +16,31 @@ from pilothouse.steering.vector_file import load_vector, load_vectors, save_vect
 
 __all__ = [
     "ContrastPair",
+    "DoseData",
+    "DoseProbe",
+    "DosePrompt",
+    "DoseReport",
+    "DoseSettings",
+    "Extraction",
+    "ReadWork",
+    "Recipe",
     "Sae",
     "Vector",
+    "WorkFile",
     "decode_inline",
-    "extract_mean_difference",
+    "default_strengths",
+    "dose_key",
+    "extract_vector",
+    "extraction_key",
     "load_pairs",
+    "load_prompts",
     "load_sae",
     "load_saes",
+    "load_texts",
     "load_vector",
     "load_vectors",
+    "measure_dose",
     "save_vector",
     "vector_from_bytes",
+    "with_dose",
 ]
