@@ -1,6 +1,6 @@
 """Labelled items to train and evaluate probes on, from JSONL or from CSV files in the layout of Geometry of Truth.
 
-`datasets.md`, beside this file, documents both formats for their users.
+`docs/datasets.md` documents both formats for their users.
 """
 
 import csv
