@@ -15,7 +15,8 @@ from pilothouse.harbor.facts import SPLITS, put, world_topics
 from pilothouse.harbor.paths import data_dir
 
 PAIRS = ("honest", "cheerful", "gloomy", "formal", "casual")
-NAMES = (*PAIRS, "statements", "questions", "neutral", "tones")
+DOSES = ("dose-facts", *(f"dose-{name}" for name in PAIRS))
+NAMES = (*PAIRS, *DOSES, "statements", "questions", "neutral", "tones")
 
 
 def _load(name: str) -> list[dict[str, Any]]:
