@@ -144,6 +144,15 @@ def test_one_bad_prompt_or_plan_fails_the_call_and_leaves_the_engine_whole(engin
     assert len(engine.generate([good], [Plan()], 2)[0].token_ids) == 2
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as a terminal sends it: programs that were started in the background may ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_call_that_is_interrupted_gives_its_requests_up(engine: OfflineEngine) -> None:
     given, asked = [[1, 2, 3]] * 64, [Plan()] * 64
     before = engine.generate(given[:1], asked[:1], 4)[0].token_ids
