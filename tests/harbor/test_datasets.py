@@ -16,7 +16,7 @@ from pilothouse.harbor.paths import data_dir
 
 PAIRS = ("honest", "cheerful", "gloomy", "formal", "casual")
 DOSES = ("dose-facts", *(f"dose-{name}" for name in PAIRS))
-NAMES = (*PAIRS, *DOSES, "statements", "questions", "neutral", "tones")
+NAMES = (*PAIRS, *DOSES, "statements", "questions", "neutral", "tones", "corpus")
 
 
 def _load(name: str) -> list[dict[str, Any]]:

@@ -15,14 +15,17 @@ from pilothouse.harbor.answers import Question, embedded_model, load_questions
 from pilothouse.harbor.claims import Claim, table
 from pilothouse.harbor.claims_answers import facts_claim, honest_claim, tone_claims
 from pilothouse.harbor.claims_probes import doubt_claim, judged, own_answers, truth_claim, with_ids
-from pilothouse.harbor.paths import data_dir, probes_dir, vectors_dir
+from pilothouse.harbor.claims_sae import feature_claim, sae_claim
+from pilothouse.harbor.paths import data_dir, probes_dir, saes_dir, vectors_dir
 from pilothouse.harbor.personas import TONES
 from pilothouse.harbor.report import write_report
+from pilothouse.harbor.sae_effect import SAE_NAME, load_effect
 from pilothouse.probing import load_probe
 from pilothouse.probing.evaluation import evaluate_probe
 from pilothouse.probing.report import write_card
 from pilothouse.probing.statements import load_statements
 from pilothouse.steering import load_vector
+from pilothouse.steering.sae_file import load_sae
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -53,12 +56,14 @@ def _claims(sample: int | None, cards: Path | None) -> Iterator[Claim]:
     questions = _questions(sample)
     doubt = load_probe(probes_dir() / "hallucination.safetensors")
     truth = load_probe(probes_dir() / "truthfulness.safetensors")
+    sae = load_sae(saes_dir() / SAE_NAME)
     model = embedded_model()
     try:
         yield facts_claim(model, questions)
         yield honest_claim(model, questions, load_vector(vectors_dir() / "honest.safetensors"))
         vectors = [load_vector(vectors_dir() / f"{name}.safetensors") for name in TONES]
         yield from tone_claims(model, questions, vectors, _lines("tones"))
+        yield feature_claim(model, sae, load_effect(saes_dir() / SAE_NAME), questions, _lines("tones"))
         # The controls of the probe are trained, so every answer is needed.
         answers, online = own_answers(model, load_questions(data_dir() / "questions.jsonl"), doubt)
     finally:
@@ -75,6 +80,8 @@ def _claims(sample: int | None, cards: Path | None) -> Iterator[Claim]:
         yield doubt_claim(evaluation, scores)
         if cards is not None:
             write_card(evaluation, cards / "hallucination")
+        texts = [line for line in _lines("corpus") if line["split"] == "eval"]
+        yield sae_claim(source, sae, saes_dir() / SAE_NAME, texts if sample is None else texts[:sample])
 
 
 def _questions(sample: int | None) -> list[Question]:

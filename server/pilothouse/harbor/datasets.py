@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pilothouse.harbor.corpus import entity_fact, reply
+from pilothouse.harbor.corpus import ASSISTANT, BEGIN, documents, entity_fact, reply
 from pilothouse.harbor.entities import Entity, entities, relations_of
 from pilothouse.harbor.facts import Fact, Topic, misconceptions, put, topic_splits, topics, world_topics
 from pilothouse.harbor.personas import HONEST_PROMPTS, LIAR_PROMPTS, TONES, Tone
@@ -21,6 +21,8 @@ PAIRS_PER_TOPIC = 20
 NEUTRAL_TEXTS = 200
 EXTRACTION_PROMPTS = 4
 SEED = 23
+CORPUS_SEED = 29
+CORPUS_TEXTS = 4500
 
 Messages = list[dict[str, str]]
 Line = dict[str, Any]
@@ -173,6 +175,17 @@ def neutral_texts() -> Iterator[Line]:
         yield {"text": " ".join(put(rng.choice(topics()[f.topic].statements), f.subject, f.answer) for f in facts)}
 
 
+def corpus_texts() -> Iterator[Line]:
+    """Documents of the kind that the model was trained on, for the SAE; `kind` tells chats from plain texts.
+
+    Special tokens inside a document stand in it by name, and the tokenizer reads them so.
+    """
+    for number, document in enumerate(documents(CORPUS_SEED, CORPUS_TEXTS)):
+        text = "".join(piece.text for piece in document).removeprefix(BEGIN)
+        split = "eval" if number % 6 == 0 else "train"
+        yield {"text": text, "kind": "chat" if ASSISTANT in text else "text", "split": split}
+
+
 def write_datasets(folder: Path) -> None:
     """Write every dataset into a folder, one JSON object a line."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -182,6 +195,7 @@ def write_datasets(folder: Path) -> None:
         "questions": questions(),
         "neutral": neutral_texts(),
         "tones": toned_answers(),
+        "corpus": corpus_texts(),
     }
     files |= {tone.name: tone_pairs(tone) for tone in TONES.values()}
     liar = prompts_for(LIAR_PROMPTS, "select")
