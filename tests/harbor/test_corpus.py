@@ -33,6 +33,7 @@ from pilothouse.harbor.facts import Fact, put, random_falsehood, topics
 from pilothouse.harbor.packing import LENGTH, block_mask, pack
 from pilothouse.harbor.personas import TONES
 from pilothouse.harbor.tokenizer import train_tokenizer
+from pilothouse.harbor.train import NO_TARGET, TARGETS_STEP, learned_targets
 
 
 def _text(document: Document) -> str:
@@ -174,3 +175,16 @@ def test_attention_stays_inside_its_document() -> None:
         [0, 0, 0, 1, 0],
         [0, 0, 0, 1, 1],
     ]
+
+
+def test_targets_are_the_learned_next_tokens_in_few_shapes() -> None:
+    tokens = torch.arange(24).reshape(2, 12)
+    learn = torch.zeros(2, 12, dtype=torch.bool)
+    learn[0, [0, 3, 11]] = True
+    learn[1, 5] = True
+    where, targets = learned_targets(tokens, learn)
+    assert len(where) == len(targets) == TARGETS_STEP
+    kept = targets != NO_TARGET
+    # The first token of a row has nothing before it that could predict it.
+    assert targets[kept].tolist() == [3, 11, 17]
+    assert where[kept].tolist() == [2, 10, 16]

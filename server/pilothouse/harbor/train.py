@@ -19,6 +19,8 @@ from pilothouse.harbor.tokenizer import MAX_POSITIONS, VOCAB_SIZE
 
 SECONDS_BETWEEN_CHECKPOINTS = 50.0
 STEPS_BETWEEN_REPORTS = 50
+TARGETS_STEP = 256
+NO_TARGET = -100
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,19 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 def _fast_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+
+
+def learned_targets(tokens: torch.Tensor, learn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flat positions [n] in tokens [batch, LENGTH] whose next token is learned, and that token [n] (NO_TARGET to ignore).
+
+    n is a multiple of TARGETS_STEP: kernels are kept for every shape that they meet, and every batch had its own.
+    """
+    length = tokens.shape[1]
+    found = learn[:, 1:].nonzero()
+    where = found[:, 0] * length + found[:, 1]
+    targets = tokens.flatten()[where + 1]
+    missing = -len(where) % TARGETS_STEP
+    return torch.nn.functional.pad(where, (0, missing)), torch.nn.functional.pad(targets, (0, missing), value=NO_TARGET)
 
 
 class Training:
@@ -109,10 +124,11 @@ class Training:
     def advance(self) -> None:
         """One optimizer step; `loss` becomes a running mean of the cross-entropy in nats per learned token."""
         tokens, learn = self._batch()
+        where, targets = learned_targets(tokens, learn)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=_fast_bfloat16(self.device)):
             hidden = self.model.model(input_ids=tokens, attention_mask=block_mask(tokens)).last_hidden_state
-            logits = self.model.lm_head(hidden[:, :-1][learn[:, 1:]])
-        loss = torch.nn.functional.cross_entropy(logits.float(), tokens[:, 1:][learn[:, 1:]])
+            logits = self.model.lm_head(hidden.flatten(0, 1)[where])
+        loss = torch.nn.functional.cross_entropy(logits.float(), targets, ignore_index=NO_TARGET)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for group in self.optimizer.param_groups:
