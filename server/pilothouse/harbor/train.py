@@ -67,7 +67,7 @@ def _fast_bfloat16(device: torch.device) -> bool:
 
 
 def learned_targets(tokens: torch.Tensor, learn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flat positions [n] in tokens [batch, LENGTH] whose next token is learned, and that token [n] (NO_TARGET to ignore).
+    """Flat positions [n] in tokens [batch, LENGTH] whose next token is learned, and that token [n], or NO_TARGET.
 
     n is a multiple of TARGETS_STEP: kernels are kept for every shape that they meet, and every batch had its own.
     """
