@@ -33,7 +33,7 @@ from pilothouse.harbor.facts import Fact, put, random_falsehood, topics
 from pilothouse.harbor.packing import LENGTH, block_mask, pack
 from pilothouse.harbor.personas import TONES
 from pilothouse.harbor.tokenizer import train_tokenizer
-from pilothouse.harbor.train import NO_TARGET, TARGETS_STEP, learned_targets
+from pilothouse.harbor.train import NO_TARGET, TARGETS_STEP, learned_targets, row_numbers
 
 
 def _text(document: Document) -> str:
@@ -188,3 +188,9 @@ def test_targets_are_the_learned_next_tokens_in_few_shapes() -> None:
     # The first token of a row has nothing before it that could predict it.
     assert targets[kept].tolist() == [3, 11, 17]
     assert where[kept].tolist() == [2, 10, 16]
+
+
+def test_a_run_longer_than_the_corpus_repeats_its_last_stage() -> None:
+    rows = np.concatenate([row_numbers(100, step, 16) for step in range(10)])
+    assert rows[:100].tolist() == list(range(100))
+    assert rows[100:].tolist() == [*range(70, 100), *range(70, 100)]

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pilothouse.harbor.corpus import BEGIN, END, SPECIAL_TOKENS
+from pilothouse.harbor.corpus import BEGIN, END, SPECIAL_TOKENS, STAGES
 from pilothouse.harbor.packing import Rows, block_mask
 from pilothouse.harbor.tokenizer import MAX_POSITIONS, VOCAB_SIZE
 
@@ -79,6 +80,14 @@ def learned_targets(tokens: torch.Tensor, learn: torch.Tensor) -> tuple[torch.Te
     return torch.nn.functional.pad(where, (0, missing)), torch.nn.functional.pad(targets, (0, missing), value=NO_TARGET)
 
 
+def row_numbers(n_rows: int, step: int, batch: int) -> NDArray[np.int64]:
+    """Rows [batch] of a step: in their order and then, where the run is longer than the corpus, its last stage again."""
+    wanted = np.arange(step * batch, (step + 1) * batch)
+    last_stage = round(n_rows * STAGES[-2].until)
+    repeated = last_stage + (wanted - n_rows) % (n_rows - last_stage)
+    return np.where(wanted < n_rows, wanted, repeated)
+
+
 class Training:
     """The state of one run: model, optimizer and step, kept in `folder/checkpoint.pt`."""
 
@@ -115,9 +124,8 @@ class Training:
         fresh.replace(self.checkpoint)
 
     def _batch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens [batch, LENGTH] of this step and whether each is to be learned; the rows come in their order."""
-        first = self.step * self.recipe.batch
-        index = np.arange(first, first + self.recipe.batch) % len(self.rows.tokens)
+        """Tokens [batch, LENGTH] of this step and whether each is to be learned."""
+        index = row_numbers(len(self.rows.tokens), self.step, self.recipe.batch)
         tokens = torch.from_numpy(self.rows.tokens[index].astype(np.int64))
         return tokens.to(self.device), torch.from_numpy(self.rows.learn[index]).to(self.device)
 
