@@ -4,17 +4,18 @@ import asyncio
 import dataclasses
 from collections.abc import Coroutine, Mapping, Sequence
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from pilothouse.core.config import EngineLayout, Limits
 from pilothouse.core.errors import ArtefactError, EngineGap, StartupError
+from pilothouse.core.gaps import describe_gaps, find_gaps
 from pilothouse.core.plans import Plan
 from pilothouse.core.serving import Generated, RequestSession
 from pilothouse.core.sites import Float32, ModelShape
-from pilothouse.core.tracks import ChoiceTrack, PromptTrack
-from pilothouse.engine.client import SteeringClient, current_session
+from pilothouse.core.tracks import ChoiceTrack
+from pilothouse.engine.client import PlanSession, SteeringClient, current_session
 from pilothouse.engine.failure import startup_failures
 from pilothouse.engine.launch import prepare_environment
 from pilothouse.engine.options import engine_options
@@ -22,20 +23,6 @@ from pilothouse.engine.support import model_shape, require_supported_config
 from pilothouse.engine.versions import require_supported_vllm
 
 T = TypeVar("T")
-
-
-@dataclasses.dataclass
-class _Session:
-    """The part of a `RequestSession` that the engine's client needs."""
-
-    plan: Plan
-    track: PromptTrack | None = None
-
-    def add_prompt(self, track: PromptTrack) -> None:
-        self.track = track
-
-    def close(self, error: str | None = None) -> None:
-        return None
 
 
 class OfflineEngine:
@@ -122,16 +109,19 @@ class OfflineEngine:
         params = SamplingParams(
             temperature=0.0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **dict(sampling)
         )
-        session = _Session(plan)
+        session = PlanSession(plan)
         # Each task has a context of its own, so no other request sees this session.
-        current_session.set(session)  # type: ignore[arg-type]
+        current_session.set(cast(RequestSession, session))
         name = f"pilothouse-offline-{next(self._numbers)}"
         last = None
         async for output in self._engine.generate({"prompt_token_ids": prompt, "type": "token"}, params, name):
             last = output
         if last is None or session.track is None:
             raise EngineGap("the engine gave no output")
-        return last, session.track.choices[0]
+        track = session.track.choices[0]
+        if gaps := find_gaps(plan, session.track.spans, track):
+            raise EngineGap(describe_gaps(gaps))
+        return last, track
 
     def _generated(self, choice: Any, track: ChoiceTrack) -> Generated:
         ids = list(choice.token_ids)

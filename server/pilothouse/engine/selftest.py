@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -20,8 +20,8 @@ from pilothouse.core.errors import StartupError
 from pilothouse.core.plans import Direction, Edit, Plan, Positions, Readout
 from pilothouse.core.serving import RequestSession
 from pilothouse.core.sites import Float32, ModelShape
-from pilothouse.core.tracks import ChoiceTrack, PromptTrack
-from pilothouse.engine.client import SteeringClient, current_session
+from pilothouse.core.tracks import ChoiceTrack
+from pilothouse.engine.client import PlanSession, SteeringClient, current_session
 from pilothouse.engine.failure import startup_failures
 from pilothouse.engine.launch import engine_config, parse_arguments, prepare_environment
 from pilothouse.engine.reference import NoReferenceError, ReferenceAnswer, ReferenceRequest, decode
@@ -63,20 +63,6 @@ class SelfTestReport:
             f"{self.steering_error:.1e} of that, zero strength by {self.identity_error:.1e}; readouts differ by "
             f"{self.readout_error:.1e} of their spread"
         )
-
-
-@dataclass
-class _Session:
-    """The part of a `RequestSession` that the engine's client needs."""
-
-    plan: Plan
-    track: PromptTrack | None = None
-
-    def add_prompt(self, track: PromptTrack) -> None:
-        self.track = track
-
-    def close(self, error: str | None = None) -> None:
-        return None
 
 
 @dataclass(frozen=True)
@@ -189,8 +175,8 @@ async def _serve(engine_client: Any, prompt: list[int], plan: Plan) -> _Trial:
     from vllm import SamplingParams
 
     params = SamplingParams(max_tokens=N_GENERATED, temperature=0.0, ignore_eos=True, logprobs=N_BEST, detokenize=False)
-    session = _Session(plan)
-    token = current_session.set(session)  # type: ignore[arg-type]
+    session = PlanSession(plan)
+    token = current_session.set(cast(RequestSession, session))
     try:
         outputs = engine_client.generate(
             {"prompt_token_ids": prompt, "type": "token"}, params, f"pilothouse-self-test-{next(_numbers)}"
