@@ -8,15 +8,16 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from pilothouse.core.config import EngineLayout, Limits
-from pilothouse.core.errors import ArtefactError, EngineGap, StartupError
+from pilothouse.core.config import EngineLayout
+from pilothouse.core.errors import ArtefactError, EngineGap
 from pilothouse.core.gaps import describe_gaps, find_gaps
 from pilothouse.core.plans import Plan
 from pilothouse.core.serving import Generated, RequestSession
 from pilothouse.core.sites import Float32, ModelShape
 from pilothouse.core.tracks import ChoiceTrack
-from pilothouse.engine.client import PlanSession, SteeringClient, current_session
+from pilothouse.engine.client import PlanSession, current_session
 from pilothouse.engine.failure import startup_failures
+from pilothouse.engine.inprocess import encode_item, start_engine
 from pilothouse.engine.launch import prepare_environment
 from pilothouse.engine.options import engine_options
 from pilothouse.engine.support import model_shape, require_supported_config
@@ -44,7 +45,7 @@ class OfflineEngine:
             require_supported_config(config)
             self._runner = asyncio.Runner()
             try:
-                self._engine = self._runner.run(_start(config, layout))
+                self._engine = self._runner.run(start_engine(config, layout))
             except BaseException:
                 self._runner.close()
                 raise
@@ -57,11 +58,7 @@ class OfflineEngine:
         return self._shape
 
     def encode(self, item: str | Sequence[Mapping[str, str]], add_generation_prompt: bool = False) -> list[int]:
-        tokenizer = self._engine.get_tokenizer()
-        if isinstance(item, str):
-            return list(tokenizer.encode(item))
-        text = tokenizer.apply_chat_template(list(item), tokenize=False, add_generation_prompt=add_generation_prompt)
-        return list(tokenizer.encode(text, add_special_tokens=False))
+        return encode_item(self._engine.get_tokenizer(), item, add_generation_prompt)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return str(self._engine.get_tokenizer().decode(list(token_ids), skip_special_tokens=True))
@@ -132,18 +129,6 @@ class OfflineEngine:
         if np.isnan(readouts[: n_tokens - 1]).any():
             raise EngineGap("the engine did not read every token that it ran")
         return Generated(ids, self.decode(ids), str(choice.finish_reason), readouts)
-
-
-async def _start(config: Any, layout: EngineLayout) -> Any:
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
-    SteeringClient(engine, layout, _no_defaults, Limits().adhoc_cache_bytes).install()
-    return engine
-
-
-def _no_defaults() -> RequestSession:
-    raise StartupError("an offline request came without its session")
 
 
 def _prompt_logprobs(prompt: Sequence[int], output: Any) -> Float32:
