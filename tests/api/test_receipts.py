@@ -9,8 +9,8 @@ from api_support.artefacts import CALM_ROWS, HONEST_ROWS, SAE_DECODER
 from api_support.client import HEADERS, Client
 from api_support.client import N_PROMPT as P
 
-from pilothouse.api.gaps import find_gaps
 from pilothouse.api.receipts import receipts
+from pilothouse.core.gaps import find_gaps
 from pilothouse.core.messages import Reading
 from pilothouse.core.plans import END, Direction, Edit, Plan, Readout, digest_rows
 from pilothouse.core.tracks import ChoiceTrack

@@ -7,8 +7,10 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -17,10 +19,12 @@ from engine_support.plans import edit, prompts, readout
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from pilothouse.core.errors import ArtefactError, BadRequest
+from pilothouse.core.errors import ArtefactError, BadRequest, EngineGap
+from pilothouse.core.messages import Reading
 from pilothouse.core.plans import Plan
 from pilothouse.core.serving import SteeredModel
 from pilothouse.core.sites import Float32
+from pilothouse.core.tracks import ChoiceTrack
 from pilothouse.engine.offline import OfflineEngine
 
 pytestmark = pytest.mark.engine
@@ -142,6 +146,30 @@ def test_one_bad_prompt_or_plan_fails_the_call_and_leaves_the_engine_whole(engin
     with pytest.raises(BadRequest, match="17 probes"):
         engine.generate([good, good], [Plan(), too_many], 2)
     assert len(engine.generate([good], [Plan()], 2)[0].token_ids) == 2
+
+
+@pytest.mark.parametrize("measure", ["generate", "logprobs"])
+def test_an_edit_that_the_engine_left_out_is_an_error(
+    measure: str, engine: OfflineEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_in = ChoiceTrack.add
+
+    def unedited(track: ChoiceTrack, reading: Reading) -> None:
+        runs = tuple((start, count, 0) for start, count, _ in reading.runs)
+        take_in(track, msgspec.structs.replace(reading, runs=runs))
+
+    def run(plan: Plan) -> object:
+        call = partial(engine.generate, max_tokens=3) if measure == "generate" else engine.logprobs
+        return call(asked, [plan])
+
+    rng = np.random.default_rng(17)
+    asked = prompts(rng, 1)
+    steered, read = Plan((edit(rng, [1], "prompt"),)), Plan(readouts=(readout(rng, [2]),))
+    assert run(steered)
+    monkeypatch.setattr(ChoiceTrack, "add", unedited)
+    assert run(read)
+    with pytest.raises(EngineGap, match="not steered as asked"):
+        run(steered)
 
 
 @pytest.fixture

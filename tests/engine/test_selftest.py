@@ -14,7 +14,7 @@ from engine_support.faulty import FAULTS
 from pilothouse.core.config import EngineLayout
 from pilothouse.core.errors import StartupError
 from pilothouse.engine import selftest
-from pilothouse.engine.client import SteeringClient
+from pilothouse.engine.inprocess import start_engine
 from pilothouse.engine.options import engine_options
 from pilothouse.engine.selftest import SelfTestReport, self_test
 
@@ -26,19 +26,12 @@ class Running:
 
     def __init__(self, model: Path, **options: Any) -> None:
         from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
 
         seams = engine_options(EngineLayout()) | {"worker_cls": "engine_support.faulty.FaultyWorker"}
         arguments = {"max_model_len": 64, "kv_cache_memory_bytes": 64 << 20, "skip_tokenizer_init": True}
         config = AsyncEngineArgs(model=str(model), **(arguments | options | seams)).create_engine_config()
         self.loop = asyncio.new_event_loop()
-
-        async def start() -> Any:
-            engine = AsyncLLM.from_vllm_config(config)
-            SteeringClient(engine, EngineLayout(), selftest._no_defaults, 1 << 28).install()
-            return engine
-
-        self.engine = self.loop.run_until_complete(start())
+        self.engine = self.loop.run_until_complete(start_engine(config, EngineLayout()))
 
     def self_test(self) -> SelfTestReport:
         return self.loop.run_until_complete(self_test(self.engine))

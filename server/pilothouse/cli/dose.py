@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from pilothouse.cli.harbor import HARBOR_NAME
 from pilothouse.cli.source import (
     Dtype,
     Eager,
@@ -21,6 +20,7 @@ from pilothouse.cli.source import (
     MaxLength,
     Model,
     Resume,
+    engine_choice,
     kept_in,
     model_weights,
     parse_layers,
@@ -32,7 +32,7 @@ from pilothouse.core.items import Message, read_jsonl
 from pilothouse.core.plans import PositionRange, Positions
 from pilothouse.core.serving import SteeredModel
 from pilothouse.core.sites import Float32
-from pilothouse.harbor.paths import data_dir, model_dir, probes_dir
+from pilothouse.harbor.paths import data_dir, probes_dir
 from pilothouse.probing import Probe, load_probes
 from pilothouse.steering import (
     DoseData,
@@ -117,14 +117,8 @@ def steered_model(model: str | None, dtype: str, max_model_len: int | None, eage
     """The serving engine without a server, for as long as the block runs."""
     from pilothouse.engine.offline import OfflineEngine
 
-    options: dict[str, Any] = {"dtype": dtype, "enforce_eager": eager}
-    if max_model_len is not None:
-        options["max_model_len"] = max_model_len
-    if model is None:
-        options = {"max_model_len": 1024, "kv_cache_memory_bytes": 256 * 1024 * 1024, **options}
-        engine = OfflineEngine(str(model_dir()), HARBOR_NAME, **options)
-    else:
-        engine = OfflineEngine(model, **options)
+    named, options = engine_choice(model, dtype, max_model_len, eager)
+    engine = OfflineEngine(*named, **options)
     try:
         yield engine
     finally:

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 
 HARBOR_NAME = "harbor"
+HARBOR_MAX_MODEL_LEN = 1024
+HARBOR_CACHE_BYTES = 256 * 1024 * 1024
 
 _DEFAULTS = {
     "--served-model-name": HARBOR_NAME,
     "--dtype": "float32",
-    "--max-model-len": "1024",
-    "--kv-cache-memory-bytes": str(256 * 1024 * 1024),
+    "--max-model-len": str(HARBOR_MAX_MODEL_LEN),
+    "--kv-cache-memory-bytes": str(HARBOR_CACHE_BYTES),
     "--max-num-seqs": "64",
 }
 

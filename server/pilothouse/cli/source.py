@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pilothouse.cli.harbor import HARBOR_NAME
+from pilothouse.cli.harbor import HARBOR_CACHE_BYTES, HARBOR_MAX_MODEL_LEN, HARBOR_NAME
 from pilothouse.core.errors import StartupError
 from pilothouse.core.serving import ActivationSource
 from pilothouse.harbor.paths import model_dir
@@ -32,18 +32,26 @@ def activation_source(
     """The serving engine in capture mode, for as long as the block runs."""
     from pilothouse.engine.capture import CapturingEngine
 
-    options: dict[str, Any] = {"dtype": dtype, "enforce_eager": eager, "kv_cache_memory_bytes": 256 * 1024 * 1024}
-    if max_model_len is not None:
-        options["max_model_len"] = max_model_len
-    if model is None:
-        options.setdefault("max_model_len", 1024)
-        source = CapturingEngine(str(model_dir()), HARBOR_NAME, **options)
-    else:
-        source = CapturingEngine(model, **options)
+    named, options = engine_choice(model, dtype, max_model_len, eager)
+    # Prompts are forwarded once and never met again, so any model does with what Harbor has.
+    source = CapturingEngine(*named, **{"kv_cache_memory_bytes": HARBOR_CACHE_BYTES, **options})
     try:
         yield source
     finally:
         source.close()
+
+
+def engine_choice(
+    model: str | None, dtype: str, max_model_len: int | None, eager: bool
+) -> tuple[tuple[str, str | None], dict[str, Any]]:
+    """(model, served name) and options of an engine without a server; Harbor, which needs little, when None."""
+    options: dict[str, Any] = {"dtype": dtype, "enforce_eager": eager}
+    if max_model_len is not None:
+        options["max_model_len"] = max_model_len
+    if model is not None:
+        return (model, None), options
+    small = {"max_model_len": HARBOR_MAX_MODEL_LEN, "kv_cache_memory_bytes": HARBOR_CACHE_BYTES}
+    return (str(model_dir()), HARBOR_NAME), {**small, **options}
 
 
 def parse_layers(text: str | None) -> list[int] | None:

@@ -1,6 +1,6 @@
 """What activations are read from: raw texts or chats, in JSONL files, and which of their tokens are meant."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -24,7 +24,6 @@ Item = Annotated[str, Field(min_length=1)] | Annotated[tuple[Message, ...], Fiel
 """A raw text, or a chat that the model's template renders."""
 
 LineT = TypeVar("LineT", bound=BaseModel)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,12 +73,6 @@ def read_jsonl(path: Path, line_type: type[LineT]) -> list[LineT]:
     if not found:
         raise ArtefactError(f"{path} has no items")
     return found
-
-
-def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Consecutive slices of at most `size` items."""
-    for first in range(0, len(items), size):
-        yield items[first : first + size]
 
 
 def _read_answer(source: ActivationSource, chat: Sequence[Message]) -> Reading:

@@ -9,6 +9,7 @@ import numpy as np
 from pilothouse.core.config import EngineLayout
 from pilothouse.core.errors import ArtefactError
 from pilothouse.core.sites import Float32, ModelShape
+from pilothouse.engine.inprocess import encode_item
 from pilothouse.engine.launch import prepare_environment
 from pilothouse.engine.options import engine_options
 from pilothouse.engine.support import model_shape, require_supported_config
@@ -40,11 +41,7 @@ class CapturingEngine:
         return self._shape
 
     def encode(self, item: str | Sequence[Mapping[str, str]], add_generation_prompt: bool = False) -> list[int]:
-        tokenizer = self._llm.get_tokenizer()
-        if isinstance(item, str):
-            return list(tokenizer.encode(item))
-        text = tokenizer.apply_chat_template(list(item), tokenize=False, add_generation_prompt=add_generation_prompt)
-        return list(tokenizer.encode(text, add_special_tokens=False))
+        return encode_item(self._llm.get_tokenizer(), item, add_generation_prompt)
 
     def offsets(self, item: str | Sequence[Mapping[str, str]]) -> list[tuple[int, int]]:
         return token_offsets(self._llm.get_tokenizer(), item)

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -51,6 +52,20 @@ class NullSession:
 
     def add_prompt(self, track: PromptTrack) -> None:
         return None
+
+    def close(self, error: str | None = None) -> None:
+        return None
+
+
+@dataclass
+class PlanSession:
+    """A request of this process's own, with one prompt: what a `RequestSession` is to this client."""
+
+    plan: Plan
+    track: PromptTrack | None = None
+
+    def add_prompt(self, track: PromptTrack) -> None:
+        self.track = track
 
     def close(self, error: str | None = None) -> None:
         return None

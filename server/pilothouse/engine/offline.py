@@ -4,38 +4,26 @@ import asyncio
 import dataclasses
 from collections.abc import Coroutine, Mapping, Sequence
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from pilothouse.core.config import EngineLayout, Limits
-from pilothouse.core.errors import ArtefactError, EngineGap, StartupError
+from pilothouse.core.config import EngineLayout
+from pilothouse.core.errors import ArtefactError, EngineGap
+from pilothouse.core.gaps import describe_gaps, find_gaps
 from pilothouse.core.plans import Plan
 from pilothouse.core.serving import Generated, RequestSession
 from pilothouse.core.sites import Float32, ModelShape
-from pilothouse.core.tracks import ChoiceTrack, PromptTrack
-from pilothouse.engine.client import SteeringClient, current_session
+from pilothouse.core.tracks import ChoiceTrack
+from pilothouse.engine.client import PlanSession, current_session
 from pilothouse.engine.failure import startup_failures
+from pilothouse.engine.inprocess import encode_item, start_engine
 from pilothouse.engine.launch import prepare_environment
 from pilothouse.engine.options import engine_options
 from pilothouse.engine.support import model_shape, require_supported_config
 from pilothouse.engine.versions import require_supported_vllm
 
 T = TypeVar("T")
-
-
-@dataclasses.dataclass
-class _Session:
-    """The part of a `RequestSession` that the engine's client needs."""
-
-    plan: Plan
-    track: PromptTrack | None = None
-
-    def add_prompt(self, track: PromptTrack) -> None:
-        self.track = track
-
-    def close(self, error: str | None = None) -> None:
-        return None
 
 
 class OfflineEngine:
@@ -57,7 +45,7 @@ class OfflineEngine:
             require_supported_config(config)
             self._runner = asyncio.Runner()
             try:
-                self._engine = self._runner.run(_start(config, layout))
+                self._engine = self._runner.run(start_engine(config, layout))
             except BaseException:
                 self._runner.close()
                 raise
@@ -70,11 +58,7 @@ class OfflineEngine:
         return self._shape
 
     def encode(self, item: str | Sequence[Mapping[str, str]], add_generation_prompt: bool = False) -> list[int]:
-        tokenizer = self._engine.get_tokenizer()
-        if isinstance(item, str):
-            return list(tokenizer.encode(item))
-        text = tokenizer.apply_chat_template(list(item), tokenize=False, add_generation_prompt=add_generation_prompt)
-        return list(tokenizer.encode(text, add_special_tokens=False))
+        return encode_item(self._engine.get_tokenizer(), item, add_generation_prompt)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return str(self._engine.get_tokenizer().decode(list(token_ids), skip_special_tokens=True))
@@ -122,16 +106,19 @@ class OfflineEngine:
         params = SamplingParams(
             temperature=0.0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **dict(sampling)
         )
-        session = _Session(plan)
+        session = PlanSession(plan)
         # Each task has a context of its own, so no other request sees this session.
-        current_session.set(session)  # type: ignore[arg-type]
+        current_session.set(cast(RequestSession, session))
         name = f"pilothouse-offline-{next(self._numbers)}"
         last = None
         async for output in self._engine.generate({"prompt_token_ids": prompt, "type": "token"}, params, name):
             last = output
         if last is None or session.track is None:
             raise EngineGap("the engine gave no output")
-        return last, session.track.choices[0]
+        track = session.track.choices[0]
+        if gaps := find_gaps(plan, session.track.spans, track):
+            raise EngineGap(describe_gaps(gaps))
+        return last, track
 
     def _generated(self, choice: Any, track: ChoiceTrack) -> Generated:
         ids = list(choice.token_ids)
@@ -142,18 +129,6 @@ class OfflineEngine:
         if np.isnan(readouts[: n_tokens - 1]).any():
             raise EngineGap("the engine did not read every token that it ran")
         return Generated(ids, self.decode(ids), str(choice.finish_reason), readouts)
-
-
-async def _start(config: Any, layout: EngineLayout) -> Any:
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
-    SteeringClient(engine, layout, _no_defaults, Limits().adhoc_cache_bytes).install()
-    return engine
-
-
-def _no_defaults() -> RequestSession:
-    raise StartupError("an offline request came without its session")
 
 
 def _prompt_logprobs(prompt: Sequence[int], output: Any) -> Float32:

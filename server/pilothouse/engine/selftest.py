@@ -9,20 +9,21 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
 import torch
 
-from pilothouse.core.config import EngineLayout, Limits
+from pilothouse.core.config import EngineLayout
 from pilothouse.core.errors import StartupError
 from pilothouse.core.plans import Direction, Edit, Plan, Positions, Readout
 from pilothouse.core.serving import RequestSession
 from pilothouse.core.sites import Float32, ModelShape
-from pilothouse.core.tracks import ChoiceTrack, PromptTrack
-from pilothouse.engine.client import SteeringClient, current_session
+from pilothouse.core.tracks import ChoiceTrack
+from pilothouse.engine.client import PlanSession, current_session
 from pilothouse.engine.failure import startup_failures
+from pilothouse.engine.inprocess import start_engine
 from pilothouse.engine.launch import engine_config, parse_arguments, prepare_environment
 from pilothouse.engine.reference import NoReferenceError, ReferenceAnswer, ReferenceRequest, decode
 from pilothouse.engine.runner import layout_of
@@ -63,20 +64,6 @@ class SelfTestReport:
             f"{self.steering_error:.1e} of that, zero strength by {self.identity_error:.1e}; readouts differ by "
             f"{self.readout_error:.1e} of their spread"
         )
-
-
-@dataclass
-class _Session:
-    """The part of a `RequestSession` that the engine's client needs."""
-
-    plan: Plan
-    track: PromptTrack | None = None
-
-    def add_prompt(self, track: PromptTrack) -> None:
-        self.track = track
-
-    def close(self, error: str | None = None) -> None:
-        return None
 
 
 @dataclass(frozen=True)
@@ -130,26 +117,19 @@ def check_model(arguments: Sequence[str]) -> SelfTestReport:
     """Start an engine by arguments of `vllm serve` and run `self_test` on it; other failures to start pass through."""
     require_supported_vllm()
     prepare_environment()
-    from vllm.v1.engine.async_llm import AsyncLLM
-
     layout = EngineLayout()
     config = engine_config(parse_arguments(arguments, layout))
     require_supported_config(config)
 
     async def check() -> SelfTestReport:
-        engine = AsyncLLM.from_vllm_config(config)
+        engine = await start_engine(config, layout)
         try:
-            SteeringClient(engine, layout, _no_defaults, Limits().adhoc_cache_bytes).install()
             return await self_test(engine)
         finally:
             engine.shutdown()
 
     with startup_failures():
         return asyncio.run(check())
-
-
-def _no_defaults() -> RequestSession:
-    raise StartupError("a request of the self-test came without its session")
 
 
 def _prompt(n_vocabulary: int, n_tokens: int) -> list[int]:
@@ -189,8 +169,8 @@ async def _serve(engine_client: Any, prompt: list[int], plan: Plan) -> _Trial:
     from vllm import SamplingParams
 
     params = SamplingParams(max_tokens=N_GENERATED, temperature=0.0, ignore_eos=True, logprobs=N_BEST, detokenize=False)
-    session = _Session(plan)
-    token = current_session.set(session)  # type: ignore[arg-type]
+    session = PlanSession(plan)
+    token = current_session.set(cast(RequestSession, session))
     try:
         outputs = engine_client.generate(
             {"prompt_token_ids": prompt, "type": "token"}, params, f"pilothouse-self-test-{next(_numbers)}"

@@ -1,7 +1,7 @@
 """How much of a vector is good: effect against capability over a range of strengths, with random vectors as control."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -20,9 +20,8 @@ from pilothouse.steering.dose_setup import (
     dose_key,
 )
 from pilothouse.steering.dose_work import Measured, Record, WorkFile
+from pilothouse.steering.reading import Progress
 from pilothouse.steering.vector import Vector
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pilothouse.core.errors import ArtefactError
+from pilothouse.steering.unfinished import require_same_run, write_key
 
 Record = dict[str, Any]
 
@@ -40,13 +41,12 @@ class WorkFile:
 
         A last line that was cut off while it was written is dropped.
         """
-        wanted = json.loads(json.dumps(key))
         lines = _whole_lines(path) if resume else []
         if len(lines) < 2:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+            write_key(path, key)
             return cls(path, [])
-        require_same_run(path, lines[0], wanted)
+        require_same_run(path, lines[0], key)
         # Rewritten, so that what is appended does not join a line that was cut off.
         path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         return cls(path, lines[1:])
@@ -70,15 +70,6 @@ class WorkFile:
         measured = self._measured.setdefault((strength, control), Measured())
         measured.items.extend(piece.items)
         measured.neutral.extend(piece.neutral)
-
-
-def require_same_run(path: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """ArtefactError, with what differs, unless the unfinished run at `path` is the one that is asked for."""
-    if changed := sorted(name for name in {*held, *wanted} if held.get(name) != wanted.get(name)):
-        raise ArtefactError(
-            f"{path} holds an unfinished run with another {', '.join(changed)}: finish that one, or start over "
-            "with --no-resume"
-        )
 
 
 def _whole_lines(path: Path) -> list[Record]:

@@ -1,6 +1,5 @@
 """The work folder of an extraction: what was read so far, a file a batch, so that an interrupted run goes on."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +10,7 @@ import safetensors
 from safetensors.numpy import load, save
 
 from pilothouse.core.errors import ArtefactError
-from pilothouse.steering.dose_work import require_same_run
+from pilothouse.steering.unfinished import require_same_key, write_key
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -30,15 +29,15 @@ class ReadWork:
     @classmethod
     def open(cls, folder: Path, key: Mapping[str, Any], resume: bool) -> Self:
         """The work in `folder`, begun anew unless `resume` and it holds some; ArtefactError when it has another key."""
-        work, wanted, card = cls(folder), json.loads(json.dumps(key)), folder / "key.json"
+        work, card = cls(folder), folder / "key.json"
         if folder.exists() and not card.is_file():
             raise ArtefactError(f"{folder} is not the work folder of an extraction")
         if resume and work._file(0).exists():
-            require_same_run(folder, work._held_key(), wanted)
+            require_same_key(card, key)
             return work
         work.remove()
         folder.mkdir(parents=True)
-        card.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+        write_key(card, key)
         return work
 
     def batches(self) -> Iterator[Arrays]:
@@ -71,13 +70,3 @@ class ReadWork:
 
     def _file(self, first: int) -> Path:
         return self.folder / f"{first:08d}.safetensors"
-
-    def _held_key(self) -> dict[str, Any]:
-        path = self.folder / "key.json"
-        try:
-            held = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(held, dict):
-                raise ValueError("no object")
-        except (OSError, ValueError) as error:
-            raise ArtefactError(f"{path} cannot be read ({error}): --no-resume starts over") from None
-        return held

@@ -13,10 +13,10 @@ import numpy.typing as npt
 from pilothouse.core.errors import ArtefactError
 from pilothouse.core.serving import ActivationSource
 from pilothouse.core.sites import Float32
-from pilothouse.steering.dose_work import require_same_run
 from pilothouse.steering.pace import Pace
 from pilothouse.steering.reading import Progress
 from pilothouse.steering.sae_texts import SaeText
+from pilothouse.steering.unfinished import require_same_key, write_key
 
 KeptAs = Literal["float32", "float16"]
 
@@ -52,17 +52,17 @@ class RowStore:
     def open(cls, folder: Path, key: Mapping[str, Any], resume: bool, kept_as: KeptAs = "float32") -> Self:
         """What `folder` holds, or an empty store in its place unless `resume`; ArtefactError when it holds rows of
         another `key` (JSON: what is read, from which model), or is no such folder."""
-        wanted = json.loads(json.dumps({**key, "kept_as": kept_as}))
+        wanted = {**key, "kept_as": kept_as}
         store, card = cls(folder, kept_as), folder / "key.json"
         if folder.exists() and not card.is_file():
             raise ArtefactError(f"{folder} is not a work folder of activations")
         if resume and folder.exists():
-            require_same_run(folder, _read_json(card), wanted)
+            require_same_key(card, wanted)
             store._recover()
             return store
         store.remove()
         folder.mkdir(parents=True)
-        card.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+        write_key(card, wanted)
         return store
 
     @property
@@ -208,13 +208,3 @@ def row_chunks(store: RowStore, size: int) -> Iterator[tuple[int, list[KeptText]
         if chunk[-1].stop - chunk[0].start >= size or number == len(store.texts) - 1:
             yield number + 1 - len(chunk), chunk
             chunk = []
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(held, dict):
-            raise ValueError("no object")
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"{path} cannot be read ({error}): --no-resume starts over") from None
-    return held

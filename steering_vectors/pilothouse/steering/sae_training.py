@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pilothouse.core.errors import ArtefactError
-from pilothouse.steering.dose_work import require_same_run
 from pilothouse.steering.reading import Progress
 from pilothouse.steering.sae_settings import SaeSettings, sae_lens, training_sae
+from pilothouse.steering.unfinished import require_same_key, write_key
 
 CHECKPOINT_SECONDS = 30.0
 CURVE_POINTS = 100
@@ -107,10 +107,10 @@ class Checkpoints:
         if not resume:
             shutil.rmtree(folder, ignore_errors=True)
         if card.exists():
-            require_same_run(folder, json.loads(card.read_text(encoding="utf-8")), key)
+            require_same_key(card, key)
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            card.write_text(json.dumps(key), encoding="utf-8")
+            write_key(card, key)
 
     def load(self, trainer: Any) -> list[dict[str, float]]:
         """Bring the trainer to the last checkpoint, if any; the curve up to there."""

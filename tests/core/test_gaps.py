@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pilothouse.api.gaps import Gap, asked_for, describe_gaps, find_gaps
+from pilothouse.core.gaps import Gap, asked_for, describe_gaps, find_gaps
 from pilothouse.core.messages import Reading
 from pilothouse.core.plans import Direction, Edit, Plan, PositionRange, Readout
 from pilothouse.core.records import GapKind
