@@ -81,7 +81,7 @@ def learned_targets(tokens: torch.Tensor, learn: torch.Tensor) -> tuple[torch.Te
 
 
 def row_numbers(n_rows: int, step: int, batch: int) -> NDArray[np.int64]:
-    """Rows [batch] of a step: in their order and then, where the run is longer than the corpus, its last stage again."""
+    """Rows [batch] of a step: in their order and then, if the run is longer than the corpus, its last stage again."""
     wanted = np.arange(step * batch, (step + 1) * batch)
     last_stage = round(n_rows * STAGES[-2].until)
     repeated = last_stage + (wanted - n_rows) % (n_rows - last_stage)
