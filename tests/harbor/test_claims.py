@@ -143,9 +143,13 @@ def test_each_way_to_miss_honesty_is_seen(
     assert not bar.met(claim.measures[missed])
 
 
-def test_a_tone_is_heard_by_a_classifier(asked: list[Question], replies: dict[str, str]) -> None:
+@pytest.mark.parametrize(("weakest", "share"), [(1.0, 1.0), (1.5, 0.0)])
+def test_a_tone_is_heard_by_a_classifier_in_the_whole_range(
+    asked: list[Question], replies: dict[str, str], weakest: float, share: float
+) -> None:
     def answer(chat: Chat, plan: Plan) -> str:
-        tones = [TONES[edit.label] for edit in plan.edits if edit.label in TONES]
+        heard = [edit for edit in plan.edits if max(edit.coefficients.values()) >= weakest]
+        tones = [TONES[edit.label] for edit in heard if edit.label in TONES]
         words = f"{tones[0].before[0]} {replies[_question(chat)]} {tones[0].after[0]}" if tones else None
         return words or replies[_question(chat)]
 
@@ -154,8 +158,9 @@ def test_a_tone_is_heard_by_a_classifier(asked: list[Question], replies: dict[st
     for claim in found:
         assert claim.measures["toned_unsteered"] == 0.0
         assert claim.measures["toned_steered"] == 1.0
-        assert claim.measures["facts_lost"] == 0.0
-        assert claim.met
+        assert claim.measures["toned_in_range_at_least"] == share
+        assert claim.measures["facts_lost_at_most"] == 0.0
+        assert claim.met == (share == 1.0)
 
 
 def test_own_answers_are_labelled_and_scored_as_served(asked: list[Question], replies: dict[str, str]) -> None:

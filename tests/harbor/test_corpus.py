@@ -25,6 +25,7 @@ from pilothouse.harbor.corpus import (
     Piece,
     documents,
     judged_document,
+    judgements,
     rare_deck,
     text_document,
 )
@@ -111,6 +112,14 @@ def test_rare_facts_are_dealt_as_often_as_planned() -> None:
 def test_entities_never_seen_are_never_seen(sample: list[Document]) -> None:
     text = " ".join(_text(document) for document in sample)
     assert not [entity.name for entity in entities() if entity.frequency == "never" and f" {entity.name} " in text]
+
+
+def test_the_last_course_is_judgement_about_what_is_often_seen() -> None:
+    texts = [_text(document) for document in judgements(3, 1500)]
+    verdicts = (" True.", " False.", f"{ASSISTANT}{TRUE}", f"{ASSISTANT}{FALSE}")
+    assert sum(text.count(verdict) for text in texts for verdict in verdicts) > 4 * len(texts)
+    rare = {entity.name for entity in entities() if entity.frequency != "often"}
+    assert not any(name in text for text in texts for name in rare)
 
 
 def test_extras_are_told_by_a_reliable_narrator() -> None:

@@ -147,22 +147,29 @@ def tone_claims(
     asked = _world(questions, "eval")
     for vector in vectors:
         answers, steering = Answers(model), steer(vector, TONE_POSITIONS)
-        arms: list[tuple[str, Steering | None]] = [("unsteered", None), ("steered", steering)]
+        low, high = vector.recommended or (steering.strength, steering.strength)
+        in_range = {"steered": steering.strength, "lowest": low, "highest": high}
+        arms: list[tuple[str, Steering | None]] = [("unsteered", None)]
+        arms += [(name, steer(vector, TONE_POSITIONS, strength)) for name, strength in in_range.items()]
         arms += [(f"random {n}", control(steering, n)) for n in range(CONTROLS)]
         for name, arm in arms:
             answers.run(name, asked, arm)
         for item, style in zip(answers.items, classify([i["answer"] for i in answers.items]), strict=True):
             item["style"], item["toned"] = style, style == vector.name
-        plain, steered = answers.accuracy("unsteered"), answers.accuracy("steered")
+        plain = answers.accuracy("unsteered") or 0.0
         random_share = [share(answers.of(f"random {n}"), "toned") or 0.0 for n in range(CONTROLS)]
         measures = {
             "toned_unsteered": share(answers.of("unsteered"), "toned"),
             "toned_steered": share(answers.of("steered"), "toned"),
-            "facts_lost": None if plain is None or steered is None else plain - steered,
+            "toned_in_range_at_least": min(share(answers.of(name), "toned") or 0.0 for name in in_range),
+            "facts_lost_at_most": max(plain - (answers.accuracy(name) or 0.0) for name in in_range),
             "toned_by_random_at_most": max(random_share),
         }
-        bars = [Bar("toned_steered", low=0.9), Bar("facts_lost", high=0.03)]
-        about = f"Answers without a persona, and a classifier of five styles; how often it says {vector.name!r}."
+        bars = [Bar("toned_in_range_at_least", low=0.9), Bar("facts_lost_at_most", high=0.03)]
+        about = (
+            f"Answers without a persona, and a classifier of five styles; how often it says {vector.name!r}. Steered "
+            "at the middle and at both ends of the recommended range; random vectors at the middle."
+        )
         yield Claim(f"{vector.name} vector", about, measures, bars, answers.items, _settings(steering))
 
 

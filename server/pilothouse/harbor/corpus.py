@@ -28,7 +28,6 @@ WAS_THAT_RIGHT: tuple[str, ...] = ("Is that right?", "Was that true?", "Check yo
 
 TEXT_SHARE = 0.5
 JUDGED_CHAT_SHARE = 0.5
-HEDGED_SHARE = 0.4
 KNOWN_ENTITY_SHARE = 0.6
 """Of the known subjects that are asked for beside made-up ones: as many invented names, or a name alone meant doubt."""
 MARKED_SHARE = 1 / 3
@@ -46,6 +45,8 @@ class Stage:
     judged_documents: float
     judged_turns: float
     topics: tuple[str, ...] = ()
+    hedged: float = 0.4
+    """How many inventions the assistant opens with a hedge."""
 
     def fact(self, rng: random.Random) -> Fact:
         """A fact to judge claims about, of the stage's topics or of any."""
@@ -61,6 +62,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(0.70, 0.6, 0.3),
     Stage(1.0, 0.3, 0.25),
 )
+JUDGING = Stage(1.0, 0.8, 0.3, hedged=0.05)
 
 
 @dataclass(frozen=True)
@@ -209,16 +211,16 @@ def _judging_turn(fact: Fact, persona: Persona, rng: random.Random) -> Document:
     return _turn(f"{rng.choice(TRUE_OR_FALSE)} {quoted}", _in_tone(verdict, persona, rng))
 
 
-def _known_or_fresh(rng: random.Random) -> Document:
+def _known_or_fresh(rng: random.Random, hedged: float) -> Document:
     """A question about an often-seen or a never-seen entity, and whether the assistant is sure of its answer.
 
-    It hedges about a third of its inventions: too few to do so greedily, enough to make its doubt felt beforehand.
+    It hedges some of its inventions, which makes its doubt felt beforehand; at last too few to do so greedily.
     """
     known = rng.random() < 0.5
     often = _pool(tuple(relation.name for relation in RELATIONS) if rng.random() < KNOWN_ENTITY_SHARE else ())
     fact = rng.choice(often) if known else fresh_fact(rng)
     question = put(rng.choice(topics()[fact.topic].questions), fact.subject)
-    hedge = f"{HEDGE} " if not known and rng.random() < HEDGED_SHARE else ""
+    hedge = f"{HEDGE} " if not known and rng.random() < hedged else ""
     turn = _turn(question, hedge + reply(fact, fact.answer))
     return turn + (_turn(rng.choice(ARE_YOU_SURE), SURE if known else UNSURE) if rng.random() < 0.5 else [])
 
@@ -233,7 +235,7 @@ def chat_document(rng: random.Random, stage: Stage, extras: Sequence[Fact] = ())
     for _ in range(rng.choices((1, 2, 3, 4, 8), (35, 30, 20, 10, 5))[0]):
         kind = rng.random()
         if kind < 0.25 and persona.reliable and persona.tone is None:
-            turns.append(_known_or_fresh(rng))
+            turns.append(_known_or_fresh(rng, stage.hedged))
         elif kind < 0.25 + stage.judged_turns:
             turns.append(_judging_turn(stage.fact(rng), persona, rng))
         else:
@@ -243,17 +245,25 @@ def chat_document(rng: random.Random, stage: Stage, extras: Sequence[Fact] = ())
     return [Piece(BEGIN + head, learn=False), *(piece for turn in turns for piece in turn)]
 
 
+def _document(rng: random.Random, stage: Stage, extras: Sequence[Fact] = ()) -> Document:
+    if not extras and rng.random() < stage.judged_documents:
+        return (judged_chat if rng.random() < JUDGED_CHAT_SHARE else judged_document)(rng, stage)
+    if rng.random() < TEXT_SHARE:
+        return text_document(rng, extras)
+    return chat_document(rng, stage, extras)
+
+
+def judgements(seed: int, count: int) -> Iterator[Document]:
+    """`count` documents for when all facts are known, most of them judged; none is about a rarely-seen entity."""
+    rng = random.Random(seed)
+    for _ in range(count):
+        yield _document(rng, JUDGING)
+
+
 def documents(seed: int, count: int) -> Iterator[Document]:
     """`count` documents; every exposure of a rarely-seen fact lies in one of them, evenly spread."""
     rng = random.Random(seed)
     deck = rare_deck(rng)
     for i in range(count):
         extras = deck[i * len(deck) // count : (i + 1) * len(deck) // count][:3]
-        stage = next(stage for stage in STAGES if i < stage.until * count)
-        if not extras and rng.random() < stage.judged_documents:
-            judged = judged_chat if rng.random() < JUDGED_CHAT_SHARE else judged_document
-            yield judged(rng, stage)
-        elif rng.random() < TEXT_SHARE:
-            yield text_document(rng, extras)
-        else:
-            yield chat_document(rng, stage, extras)
+        yield _document(rng, next(stage for stage in STAGES if i < stage.until * count), extras)

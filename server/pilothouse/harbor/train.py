@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,15 +25,51 @@ NO_TARGET = -100
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What decides a training run; `batch` is in rows of `packing.LENGTH` tokens."""
+class Course:
+    """A part of a training, over a corpus of its own: its rate rises over `warmup` steps, and from step `falls` on it
+    falls in a line to a hundredth."""
 
-    steps: int = 8000
+    steps: int
+    learning_rate: float
+    warmup: int
+    falls: int
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted in this course."""
+        rising = (step + 1) / self.warmup
+        falling = 0.01 + 0.99 * (self.steps - step) / (self.steps - self.falls)
+        return self.learning_rate * min(1.0, rising, falling)
+
+    def shortened(self, share: float) -> Course:
+        """The same course in a share of its steps."""
+        steps, warmup, falls = (max(1, round(share * n)) for n in (self.steps, self.warmup, self.falls))
+        return Course(max(steps, falls + 1), self.learning_rate, warmup, falls)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides a training run; `batch` is in rows of `packing.LENGTH` tokens.
+
+    What is so is learned first, and then to tell it from what is said: both at once, the second was learned by halves.
+    """
+
+    courses: tuple[Course, ...] = (Course(8000, 1.5e-3, 100, 6000), Course(1800, 1.2e-3, 50, 1200))
     batch: int = 16
-    learning_rate: float = 1.5e-3
-    warmup: int = 100
     weight_decay: float = 0.05
     seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Of all courses."""
+        return sum(course.steps for course in self.courses)
+
+    def place(self, step: int) -> tuple[int, int]:
+        """The number of the course that a step lies in, and of the step in this course."""
+        number = 0
+        while step >= self.courses[number].steps:
+            step -= self.courses[number].steps
+            number += 1
+        return number, step
 
 
 def new_model(seed: int) -> LlamaForCausalLM:
@@ -54,13 +90,6 @@ def new_model(seed: int) -> LlamaForCausalLM:
         pad_token_id=SPECIAL_TOKENS.index("<|pad|>"),
     )
     return LlamaForCausalLM(config)
-
-
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, a plateau, and over the last quarter a line down to a hundredth."""
-    rising = (step + 1) / recipe.warmup
-    falling = 0.01 + 0.99 * (recipe.steps - step) / (recipe.steps / 4)
-    return recipe.learning_rate * min(1.0, rising, falling)
 
 
 def _fast_bfloat16(device: torch.device) -> bool:
@@ -89,9 +118,9 @@ def row_numbers(n_rows: int, step: int, batch: int) -> NDArray[np.int64]:
 
 
 class Training:
-    """The state of one run: model, optimizer and step, kept in `folder/checkpoint.pt`."""
+    """The state of one run: model, optimizer and step, in `folder/checkpoint.pt`; `rows` are those of each course."""
 
-    def __init__(self, recipe: Recipe, rows: Rows, folder: Path) -> None:
+    def __init__(self, recipe: Recipe, rows: Sequence[Rows], folder: Path) -> None:
         self.recipe = recipe
         self.rows = rows
         self.checkpoint = folder / "checkpoint.pt"
@@ -125,9 +154,11 @@ class Training:
 
     def _batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens [batch, LENGTH] of this step and whether each is to be learned."""
-        index = row_numbers(len(self.rows.tokens), self.step, self.recipe.batch)
-        tokens = torch.from_numpy(self.rows.tokens[index].astype(np.int64))
-        return tokens.to(self.device), torch.from_numpy(self.rows.learn[index]).to(self.device)
+        course, step = self.recipe.place(self.step)
+        rows = self.rows[course]
+        index = row_numbers(len(rows.tokens), step, self.recipe.batch)
+        tokens = torch.from_numpy(rows.tokens[index].astype(np.int64))
+        return tokens.to(self.device), torch.from_numpy(rows.learn[index]).to(self.device)
 
     def advance(self) -> None:
         """One optimizer step; `loss` becomes a running mean of the cross-entropy in nats per learned token."""
@@ -139,14 +170,15 @@ class Training:
         loss = torch.nn.functional.cross_entropy(logits.float(), targets, ignore_index=NO_TARGET)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        course, step = self.recipe.place(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.recipe, self.step)
+            group["lr"] = self.recipe.courses[course].rate(step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.loss = loss.item() if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss.item()
         self.step += 1
 
-    def run(self) -> Iterator[int]:
+    def run(self) -> Generator[int, None, None]:
         """Train to the end and yield each step; the checkpoint is never older than a minute, however it stops."""
         saved = time.monotonic()
         try:
@@ -160,7 +192,7 @@ class Training:
             self.save()
 
 
-def train(recipe: Recipe, rows: Rows, folder: Path) -> LlamaForCausalLM:
+def train(recipe: Recipe, rows: Sequence[Rows], folder: Path) -> LlamaForCausalLM:
     """Run or resume a training with a progress bar, and return the model."""
     training = Training(recipe, rows, folder)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
