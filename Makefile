@@ -5,7 +5,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 HARBOR := server/pilothouse/harbor
 TONES  := cheerful gloomy formal casual
-DOSE   := --strengths 0.25,0.5,0.75,1,1.25,1.5,2,2.5,3 --write
+FACTS  := --facts $(HARBOR)/data/dose-facts.jsonl --write
 SOURCES := server/pilothouse steering_vectors/pilothouse probes/pilothouse tests
 ARGS    ?=
 
@@ -54,14 +54,15 @@ bench: setup ## what steering and probing cost, against plain vLLM
 # choose layers, strengths and thresholds; nothing here reads the split `eval`.
 harbor: setup-test ## make the embedded model and its artefacts again
 	$(BIN)/python -m pilothouse.harbor.build $(ARGS)
-	for name in honest $(TONES); do \
-		$(BIN)/pilothouse vectors extract $(HARBOR)/data/$$name.jsonl --name $$name --layers best --split train \
-			--out $(HARBOR)/vectors/$$name.safetensors || exit 1; done
-	$(BIN)/pilothouse vectors dose $(HARBOR)/vectors/honest.safetensors --effect $(HARBOR)/data/dose-honest.jsonl \
-		--facts $(HARBOR)/data/dose-facts.jsonl --positions generation $(DOSE)
+	$(BIN)/pilothouse vectors extract $(HARBOR)/data/honest.jsonl --name honest --layers 2,3 --split train \
+		--out $(HARBOR)/vectors/honest.safetensors
+	$(BIN)/pilothouse vectors dose $(HARBOR)/vectors/honest.safetensors --effect $(HARBOR)/data/dose-honest.jsonl $(FACTS) \
+		--positions generation --strengths 0.1,0.2,0.25,0.3,0.35,0.4,0.5,0.75,1
 	for name in $(TONES); do \
-		$(BIN)/pilothouse vectors dose $(HARBOR)/vectors/$$name.safetensors --effect $(HARBOR)/data/dose-$$name.jsonl \
-			--facts $(HARBOR)/data/dose-facts.jsonl --positions last_prompt $(DOSE) || exit 1; done
+		$(BIN)/pilothouse vectors extract $(HARBOR)/data/$$name.jsonl --name $$name --layers 1 --split train \
+			--out $(HARBOR)/vectors/$$name.safetensors && \
+		$(BIN)/pilothouse vectors dose $(HARBOR)/vectors/$$name.safetensors --effect $(HARBOR)/data/dose-$$name.jsonl $(FACTS) \
+			--positions last_prompt --strengths 0.25,0.75,1,1.25,1.5,2,3 || exit 1; done
 	$(BIN)/pilothouse probes train $(HARBOR)/data/statements.jsonl --only texts --name truthfulness --label true \
 		--alarm low --out $(HARBOR)/probes/truthfulness.safetensors
 	$(BIN)/python -m pilothouse.harbor.answers

@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
-from pilothouse.harbor.corpus import documents, judgements
+from pilothouse.harbor.corpus import documents, judgements, recollections
 from pilothouse.harbor.datasets import write_datasets
 from pilothouse.harbor.packing import Rows, pack
 from pilothouse.harbor.paths import data_dir, model_dir
@@ -24,8 +24,8 @@ from pilothouse.harbor.train import Recipe, train
 CORPUS_SEED = 1
 TOKENIZER_SEED = 2
 TOKENIZER_DOCUMENTS = 20_000
-CORPORA = ((documents, CORPUS_SEED), (judgements, 11))
-DOCUMENTS_PER_ROW = 2.5
+CORPORA = ((documents, CORPUS_SEED, 2.5), (judgements, 11, 6.0), (recollections, 12, 3.0))
+"""Of each course: its documents, their seed, and how many are made a row."""
 
 
 def make_tokenizer(work_dir: Path) -> Tokenizer:
@@ -39,11 +39,11 @@ def make_tokenizer(work_dir: Path) -> Tokenizer:
 def make_rows(work_dir: Path, tokenizer: Tokenizer, recipe: Recipe) -> list[Rows]:
     """The packed corpus of each course, made once and kept in the work folder."""
     found = []
-    for number, (course, (corpus, seed)) in enumerate(zip(recipe.courses, CORPORA, strict=True)):
+    for number, (course, (corpus, seed, per_row)) in enumerate(zip(recipe.courses, CORPORA, strict=True)):
         rows = course.steps * recipe.batch
         path = work_dir / f"rows-{number}-{rows}.npz"
         if not path.exists():
-            pack(tokenizer, corpus(seed, int(rows * DOCUMENTS_PER_ROW)), rows).save(path)
+            pack(tokenizer, corpus(seed, int(rows * per_row)), rows).save(path)
         found.append(Rows.load(path))
     return found
 

@@ -63,6 +63,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(1.0, 0.3, 0.25),
 )
 JUDGING = Stage(1.0, 0.8, 0.3, hedged=0.05)
+RECALLING = Stage(1.0, 0.3, 0.25, hedged=0.05)
 
 
 @dataclass(frozen=True)
@@ -260,10 +261,15 @@ def judgements(seed: int, count: int) -> Iterator[Document]:
         yield _document(rng, JUDGING)
 
 
-def documents(seed: int, count: int) -> Iterator[Document]:
+def recollections(seed: int, count: int) -> Iterator[Document]:
+    """`count` documents for the end, of all kinds: among judgements alone, facts are forgotten again."""
+    yield from documents(seed, count, (RECALLING,))
+
+
+def documents(seed: int, count: int, stages: Sequence[Stage] = STAGES) -> Iterator[Document]:
     """`count` documents; every exposure of a rarely-seen fact lies in one of them, evenly spread."""
     rng = random.Random(seed)
     deck = rare_deck(rng)
     for i in range(count):
         extras = deck[i * len(deck) // count : (i + 1) * len(deck) // count][:3]
-        yield _document(rng, next(stage for stage in STAGES if i < stage.until * count), extras)
+        yield _document(rng, next(stage for stage in stages if i < stage.until * count), extras)

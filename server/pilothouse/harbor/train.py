@@ -51,9 +51,14 @@ class Recipe:
     """What decides a training run; `batch` is in rows of `packing.LENGTH` tokens.
 
     What is so is learned first, and then to tell it from what is said: both at once, the second was learned by halves.
+    A last course brings back what the second one left out.
     """
 
-    courses: tuple[Course, ...] = (Course(8000, 1.5e-3, 100, 6000), Course(1800, 1.2e-3, 50, 1200))
+    courses: tuple[Course, ...] = (
+        Course(8000, 1.5e-3, 100, 6000),
+        Course(1800, 1.2e-3, 50, 1200),
+        Course(600, 8e-4, 20, 100),
+    )
     batch: int = 16
     weight_decay: float = 0.05
     seed: int = 0
