@@ -67,7 +67,7 @@ harbor: setup-test ## make the embedded model and its artefacts again
 		--alarm low --out $(HARBOR)/probes/truthfulness.safetensors
 	$(BIN)/python -m pilothouse.harbor.answers
 	$(BIN)/pilothouse probes train $(HARBOR)/data/answers.jsonl --name hallucination --label "made up" \
-		--alarm high --out $(HARBOR)/probes/hallucination.safetensors
+		--alarm high --aggregate prompt_end --out $(HARBOR)/probes/hallucination.safetensors
 	rm -rf $(HARBOR)/saes/harbor-l3
 	$(BIN)/pilothouse sae train $(HARBOR)/data/corpus.jsonl --name harbor-l3 --layer 3 --k 32 --width 1024 \
 		--tokens 1500000 --out $(HARBOR)/saes
