@@ -119,7 +119,7 @@ def _harbor() -> str:
         "probes": load_probes(probes_dir()),
         "SAEs": load_saes(saes_dir()),
     }
-    return ", ".join(f"{len(found)} {what}" for what, found in counts.items())
+    return ", ".join(f"{what}: {len(found)}" for what, found in counts.items())
 
 
 CHECKS: dict[str, Callable[[], str]] = {

@@ -78,7 +78,7 @@ class Recipe:
 
 
 def new_model(seed: int) -> LlamaForCausalLM:
-    """An untrained Harbor of 5.5 million parameters."""
+    """An untrained Harbor of 5.7 million parameters."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
