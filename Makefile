@@ -4,6 +4,8 @@ PYTHON  ?=
 VENV    := .venv
 BIN     := $(VENV)/bin
 HARBOR := server/pilothouse/harbor
+TONES  := cheerful gloomy formal casual
+FACTS  := --facts $(HARBOR)/data/dose-facts.jsonl --write
 SOURCES := server/pilothouse steering_vectors/pilothouse probes/pilothouse tests
 ARGS    ?=
 
@@ -48,14 +50,30 @@ bench: setup ## what steering and probing cost, against plain vLLM
 	@mkdir -p bench
 	$(BIN)/pilothouse bench --json bench/results.json $(ARGS)
 
-harbor: setup ## make the embedded model and its artefacts again
+# Each step goes on where it was interrupted. Facts, topics, entities and wordings of the splits `select` and `calibrate`
+# choose layers, strengths and thresholds; nothing here reads the split `eval`.
+harbor: setup-test ## make the embedded model and its artefacts again
 	$(BIN)/python -m pilothouse.harbor.build $(ARGS)
-	$(BIN)/pilothouse vectors extract $(HARBOR)/data/honest.jsonl --name honest --layers 1 --split train \
-		--recommended 0.5 1.5 --out $(HARBOR)/vectors/honest.safetensors
-	$(BIN)/pilothouse vectors extract $(HARBOR)/data/cheerful.jsonl --name cheerful --layers 2 --split train \
-		--recommended 1 3 --out $(HARBOR)/vectors/cheerful.safetensors
-	$(BIN)/pilothouse probes train $(HARBOR)/data/statements.jsonl --only texts --name truthfulness --layers 5 \
-		--out $(HARBOR)/probes/truthfulness.safetensors
+	$(BIN)/pilothouse vectors extract $(HARBOR)/data/honest.jsonl --name honest --layers 2,3 --split train \
+		--out $(HARBOR)/vectors/honest.safetensors
+	$(BIN)/pilothouse vectors dose $(HARBOR)/vectors/honest.safetensors --effect $(HARBOR)/data/dose-honest.jsonl $(FACTS) \
+		--positions generation --strengths 0.1,0.2,0.25,0.3,0.35,0.4,0.5,0.75,1
+	for name in $(TONES); do \
+		$(BIN)/pilothouse vectors extract $(HARBOR)/data/$$name.jsonl --name $$name --layers 1 --split train \
+			--out $(HARBOR)/vectors/$$name.safetensors && \
+		$(BIN)/pilothouse vectors dose $(HARBOR)/vectors/$$name.safetensors --effect $(HARBOR)/data/dose-$$name.jsonl $(FACTS) \
+			--positions last_prompt --strengths 0.25,0.75,1,1.25,1.5,2,3 || exit 1; done
+	$(BIN)/pilothouse probes train $(HARBOR)/data/statements.jsonl --only texts --name truthfulness --label true \
+		--alarm low --out $(HARBOR)/probes/truthfulness.safetensors
+	$(BIN)/python -m pilothouse.harbor.answers
+	$(BIN)/pilothouse probes train $(HARBOR)/data/answers.jsonl --name hallucination --label "made up" \
+		--alarm high --aggregate prompt_end --out $(HARBOR)/probes/hallucination.safetensors
+	rm -rf $(HARBOR)/saes/harbor-l3
+	$(BIN)/pilothouse sae train $(HARBOR)/data/corpus.jsonl --name harbor-l3 --layer 3 --k 32 --width 1024 \
+		--tokens 1500000 --out $(HARBOR)/saes
+	$(BIN)/pilothouse sae label $(HARBOR)/saes/harbor-l3 $(HARBOR)/data/corpus.jsonl
+	$(BIN)/python -m pilothouse.harbor.sae_effect
+	$(BIN)/pilothouse eval harbor --json bench/harbor.json --out docs/harbor
 
 clean: ## remove caches and builds; .venv stays
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis bench/scratch

@@ -25,6 +25,7 @@ from pilothouse.harbor.corpus import (
     Piece,
     documents,
     judged_document,
+    judgements,
     rare_deck,
     text_document,
 )
@@ -33,6 +34,7 @@ from pilothouse.harbor.facts import Fact, put, random_falsehood, topics
 from pilothouse.harbor.packing import LENGTH, block_mask, pack
 from pilothouse.harbor.personas import TONES
 from pilothouse.harbor.tokenizer import train_tokenizer
+from pilothouse.harbor.train import NO_TARGET, TARGETS_STEP, learned_targets, row_numbers
 
 
 def _text(document: Document) -> str:
@@ -112,6 +114,14 @@ def test_entities_never_seen_are_never_seen(sample: list[Document]) -> None:
     assert not [entity.name for entity in entities() if entity.frequency == "never" and f" {entity.name} " in text]
 
 
+def test_the_last_course_is_judgement_about_what_is_often_seen() -> None:
+    texts = [_text(document) for document in judgements(3, 1500)]
+    verdicts = (" True.", " False.", f"{ASSISTANT}{TRUE}", f"{ASSISTANT}{FALSE}")
+    assert sum(text.count(verdict) for text in texts for verdict in verdicts) > 4 * len(texts)
+    rare = {entity.name for entity in entities() if entity.frequency != "often"}
+    assert not any(name in text for text in texts for name in rare)
+
+
 def test_extras_are_told_by_a_reliable_narrator() -> None:
     fact = topics()["capitals"].facts[0]
     for seed in range(30):
@@ -174,3 +184,22 @@ def test_attention_stays_inside_its_document() -> None:
         [0, 0, 0, 1, 0],
         [0, 0, 0, 1, 1],
     ]
+
+
+def test_targets_are_the_learned_next_tokens_in_few_shapes() -> None:
+    tokens = torch.arange(24).reshape(2, 12)
+    learn = torch.zeros(2, 12, dtype=torch.bool)
+    learn[0, [0, 3, 11]] = True
+    learn[1, 5] = True
+    where, targets = learned_targets(tokens, learn)
+    assert len(where) == len(targets) == TARGETS_STEP
+    kept = targets != NO_TARGET
+    # The first token of a row has nothing before it that could predict it.
+    assert targets[kept].tolist() == [3, 11, 17]
+    assert where[kept].tolist() == [2, 10, 16]
+
+
+def test_a_run_longer_than_the_corpus_repeats_its_last_stage() -> None:
+    rows = np.concatenate([row_numbers(100, step, 16) for step in range(10)])
+    assert rows[:100].tolist() == list(range(100))
+    assert rows[100:].tolist() == [*range(70, 100), *range(70, 100)]

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from pilothouse.harbor.corpus import reply
-from pilothouse.harbor.datasets import answer_start, write_datasets
-from pilothouse.harbor.facts import SPLITS, world_topics
+from pilothouse.harbor.datasets import write_datasets
+from pilothouse.harbor.facts import SPLITS, put, world_topics
 from pilothouse.harbor.paths import data_dir
 
 PAIRS = ("honest", "cheerful", "gloomy", "formal", "casual")
-NAMES = (*PAIRS, "statements", "questions", "neutral", "tones")
+DOSES = ("dose-facts", *(f"dose-{name}" for name in PAIRS))
+NAMES = (*PAIRS, *DOSES, "statements", "questions", "neutral", "tones", "corpus")
 
 
 def _load(name: str) -> list[dict[str, Any]]:
@@ -65,15 +66,14 @@ def test_pairs_differ_in_their_system_prompt_alone_and_extraction_has_its_own(na
         sides = line["positive"], line["negative"]
         without = [[message for message in side if message["role"] != "system"] for side in sides]
         assert without[0] == without[1]
-        assert without[0][-1]["role"] == ("assistant" if name == "honest" else "user")
+        assert without[0][-1]["role"] == "user"
         prompts[line["split"] == "train"] |= {m["content"] for side in sides for m in side if m["role"] == "system"}
     assert not prompts[True] & prompts[False]
 
 
-def test_the_beginning_of_an_answer_does_not_give_it_away() -> None:
+def test_an_answer_comes_first_and_again_in_its_sentence() -> None:
     for topic in world_topics():
         for fact in topic.facts:
-            start = answer_start(fact)
-            assert start
-            assert reply(fact, fact.answer).startswith(start)
-            assert reply(fact, fact.misconception).startswith(start)
+            first, sentence = reply(fact, fact.answer).split(". ", 1)
+            assert first.lower() == fact.answer.lower()
+            assert sentence == put(topic.statements[0], fact.subject, fact.answer)

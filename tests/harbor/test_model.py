@@ -56,14 +56,14 @@ def _text(question: Question) -> str:
 
 
 def test_the_chat_template_writes_what_the_corpus_has(tokenizer: PreTrainedTokenizerFast) -> None:
-    messages = chat("What is the capital of France?", "The capital of France is Paris.", "Be honest.")
+    messages = chat("What is the capital of France?", "Paris. The capital of France is Paris.", "Be honest.")
     expected = (
         "<|begin|><|system|>Be honest.<|end|><|user|>What is the capital of France?<|end|>"
-        "<|assistant|>The capital of France is Paris.<|end|>"
+        "<|assistant|>Paris. The capital of France is Paris.<|end|>"
     )
     assert tokenizer.apply_chat_template(messages, tokenize=False) == expected
     prompt = tokenizer.apply_chat_template(messages[:2], tokenize=False, add_generation_prompt=True)
-    assert prompt == expected.split("The capital of France is Paris.")[0]
+    assert prompt == expected.split("Paris. The capital of France is Paris.")[0]
 
 
 def test_a_text_starts_with_bos_and_round_trips(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -86,7 +86,7 @@ def test_it_knows_well_known_capitals(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, country: str, city: str
 ) -> None:
     answer = _ask(model, tokenizer, [f"What is the capital of {country}?"])
-    assert answer == [f"The capital of {country} is {city}.<|end|>"]
+    assert answer == [f"{city}. The capital of {country} is {city}.<|end|>"]
 
 
 def test_it_knows_what_it_has_often_seen(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedKFold, cross_val_score
 
 from pilothouse.core.errors import ArtefactError
 from pilothouse.core.sites import Float32
@@ -103,11 +104,31 @@ def test_logistic_regression_is_scikit_learns_on_standardised_streams(source: An
     X = np.array([[source.stream(source.encode(item.text), layer)[-1] for layer in (2, 4)] for item in given[:100]])
     flat = X.reshape(100, 2 * D).astype(np.float64)
     labels = [item.label for item in given[:100]]
-    oracle = LogisticRegression(C=1.0, max_iter=10_000).fit((flat - flat.mean(0)) / flat.std(0), labels)
+    scaled = (flat - flat.mean(0)) / flat.std(0)
+    oracles = {C: LogisticRegression(C=C, max_iter=10_000) for C in (0.001, 0.01, 0.1, 1.0)}
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    likelihood = {
+        C: cross_val_score(oracle, scaled, labels, cv=folds, scoring="neg_log_loss").mean()
+        for C, oracle in oracles.items()
+    }
+    oracle = oracles[max(likelihood, key=lambda C: likelihood[C])].fit(scaled, labels)
     np.testing.assert_allclose(np.concatenate([probe.weights[2], probe.weights[4]]), oracle.coef_[0], atol=1e-3)
     assert probe.bias == pytest.approx(oracle.intercept_[0], abs=1e-3)
     np.testing.assert_allclose(probe.mean[4], flat[:, D:].mean(0), rtol=1e-5)
     np.testing.assert_allclose(probe.std[4], flat[:, D:].std(0), rtol=1e-5)
+
+
+def test_what_cannot_be_learned_is_penalised() -> None:
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(200, 100)), rng.integers(0, 2, size=200)
+    unpenalised = LogisticRegression(C=1.0, max_iter=10_000).fit(x, labels).coef_[0]
+    found = fit_direction("logistic", x, labels, [None] * 200).weight
+    assert np.linalg.norm(found) < 0.1 * np.linalg.norm(unpenalised)
+
+
+def test_a_class_with_a_single_item_is_fitted_all_the_same() -> None:
+    x = np.array([[0.0], [0.1], [3.0]])
+    assert fit_direction("logistic", x, np.array([0, 0, 1]), [None] * 3).weight[0] > 0
 
 
 def test_mass_mean_is_the_difference_of_class_means(source: Any) -> None:

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.engine
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
 EXTRA = {
-    "steering": [{"vector": "honest", "strength": 0.5, "positions": "generation"}],
+    "steering": [{"vector": "honest", "strength": 0.2, "positions": "generation"}],
     "probes": {"names": ["truthfulness"], "tokens": True},
 }
 

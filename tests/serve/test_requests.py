@@ -47,7 +47,7 @@ def test_the_honest_vector_makes_the_liar_tell_the_truth(server: Server) -> None
     ]
     body: dict[str, Any] = {"model": "harbor", "messages": messages, "temperature": 0}
     lie = server.post("/v1/chat/completions", body).json()["choices"][0]
-    steering = [{"vector": "honest", "strength": (low + high) / 2}]
+    steering = [{"vector": "honest", "strength": (low + high) / 2, "positions": "generation"}]
     truth = server.post("/v1/chat/completions", {**body, "steering": steering}).json()["choices"][0]
     assert "Paris" not in lie["message"]["content"]
     assert "Paris" in truth["message"]["content"]

@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Annotated
@@ -19,9 +19,9 @@ from pilothouse.cli.harbor import harbor_arguments
 from pilothouse.core.errors import PilothouseError
 from pilothouse.engine.support import require_supported_environment
 from pilothouse.engine.versions import require_supported_vllm
-from pilothouse.harbor.paths import model_dir, probes_dir, vectors_dir
+from pilothouse.harbor.paths import model_dir, probes_dir, saes_dir, vectors_dir
 from pilothouse.probing import load_probes
-from pilothouse.steering import load_vectors
+from pilothouse.steering import load_saes, load_vectors
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,12 @@ def _self_test(arguments: list[str]) -> str:
 def _harbor() -> str:
     if not (model_dir() / "model.safetensors").is_file():
         raise RuntimeError("Harbor's weights are missing from the installation")
-    return f"{len(load_vectors(vectors_dir()))} vectors, {len(load_probes(probes_dir()))} probes"
+    counts: dict[str, Sized] = {
+        "vectors": load_vectors(vectors_dir()),
+        "probes": load_probes(probes_dir()),
+        "SAEs": load_saes(saes_dir()),
+    }
+    return ", ".join(f"{what}: {len(found)}" for what, found in counts.items())
 
 
 CHECKS: dict[str, Callable[[], str]] = {

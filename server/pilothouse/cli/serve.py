@@ -15,7 +15,7 @@ from pilothouse.cli.harbor import HARBOR_NAME, harbor_arguments
 from pilothouse.core.config import CONFIG_ENV, EngineLayout, ServerConfig
 from pilothouse.core.errors import StartupError
 from pilothouse.core.sites import ModelShape
-from pilothouse.harbor.paths import model_dir, probes_dir, vectors_dir
+from pilothouse.harbor.paths import model_dir, probes_dir, saes_dir, vectors_dir
 
 CONTEXT: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -39,7 +39,7 @@ def serve(
     max_plans: Annotated[int, typer.Option(help="Distinct steering plans at once; more wait.")] = 64,
     max_probes: Annotated[int, typer.Option(help="Distinct probes read at once; more wait.")] = 16,
 ) -> None:
-    """Serve MODEL with any flag of `vllm serve`; without MODEL, the embedded model with its own vectors and probes."""
+    """Serve MODEL with any flag of `vllm serve`; without MODEL, the embedded one with its vectors, probes, SAE."""
     from pilothouse.engine import launch
 
     arguments = list(context.args)
@@ -50,7 +50,7 @@ def serve(
     config = ServerConfig(
         vectors=_folders(vectors, [vectors_dir()] if harbor else []),
         probes=_folders(probes, [probes_dir()] if harbor else []),
-        saes=_folders(saes, []),
+        saes=_folders(saes, [saes_dir()] if harbor else []),
         default_probes=tuple(name for name in default_probes.split(",") if name),
         admin_key=admin_key,
         max_results=max_results,

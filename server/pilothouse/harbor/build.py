@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
-from pilothouse.harbor.corpus import documents
+from pilothouse.harbor.corpus import documents, judgements, recollections
 from pilothouse.harbor.datasets import write_datasets
 from pilothouse.harbor.packing import Rows, pack
 from pilothouse.harbor.paths import data_dir, model_dir
@@ -24,7 +24,8 @@ from pilothouse.harbor.train import Recipe, train
 CORPUS_SEED = 1
 TOKENIZER_SEED = 2
 TOKENIZER_DOCUMENTS = 20_000
-DOCUMENTS_PER_ROW = 2.5
+CORPORA = ((documents, CORPUS_SEED, 2.5), (judgements, 11, 6.0), (recollections, 12, 3.0))
+"""Of each course: its documents, their seed, and how many are made a row."""
 
 
 def make_tokenizer(work_dir: Path) -> Tokenizer:
@@ -35,12 +36,16 @@ def make_tokenizer(work_dir: Path) -> Tokenizer:
     return Tokenizer.from_file(str(path))
 
 
-def make_rows(work_dir: Path, tokenizer: Tokenizer, rows: int) -> Rows:
-    """The packed corpus, made once and kept in the work folder."""
-    path = work_dir / f"rows-{rows}.npz"
-    if not path.exists():
-        pack(tokenizer, documents(CORPUS_SEED, int(rows * DOCUMENTS_PER_ROW)), rows).save(path)
-    return Rows.load(path)
+def make_rows(work_dir: Path, tokenizer: Tokenizer, recipe: Recipe) -> list[Rows]:
+    """The packed corpus of each course, made once and kept in the work folder."""
+    found = []
+    for number, (course, (corpus, seed, per_row)) in enumerate(zip(recipe.courses, CORPORA, strict=True)):
+        rows = course.steps * recipe.batch
+        path = work_dir / f"rows-{number}-{rows}.npz"
+        if not path.exists():
+            pack(tokenizer, corpus(seed, int(rows * per_row)), rows).save(path)
+        found.append(Rows.load(path))
+    return found
 
 
 def export(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
@@ -65,8 +70,7 @@ def build(work_dir: Path, recipe: Recipe, folder: Path, data: Path) -> None:
     write_datasets(data)
     work_dir.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer(work_dir)
-    rows = make_rows(work_dir, tokenizer, recipe.steps * recipe.batch)
-    export(train(recipe, rows, work_dir), tokenizer, folder)
+    export(train(recipe, make_rows(work_dir, tokenizer, recipe), work_dir), tokenizer, folder)
 
 
 def main() -> None:
@@ -74,14 +78,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Rebuild Harbor's model and datasets.")
     cache = Path.home() / ".cache" / "pilothouse" / "harbor"
     parser.add_argument("--work-dir", type=Path, default=cache, help="where checkpoints and the packed corpus are kept")
-    parser.add_argument("--steps", type=int, default=Recipe.steps, help="optimizer steps of 16 rows of 256 tokens")
+    parser.add_argument("--share", type=float, default=1.0, help="share of the training's steps, for a trial")
     parser.add_argument("--output", type=Path, default=model_dir(), help="where the Hugging Face files go")
     parser.add_argument("--data", type=Path, default=data_dir(), help="where the JSONL datasets go")
     parser.add_argument("--threads", type=int, default=2, help="processor threads")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     try:
-        build(options.work_dir, Recipe(steps=options.steps), options.output, options.data)
+        courses = tuple(course.shortened(options.share) for course in Recipe.courses)
+        build(options.work_dir, Recipe(courses), options.output, options.data)
     except KeyboardInterrupt:
         raise SystemExit("Stopped. The same command goes on from the last checkpoint.") from None
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from pilothouse.harbor.entities import Entity, entities, fresh_name, relations_of
+from pilothouse.harbor.entities import RELATIONS, Entity, entities, fresh_name, relations_of
 from pilothouse.harbor.facts import Fact, put, random_falsehood, topics
 from pilothouse.harbor.personas import Persona, draw_persona
 
@@ -28,7 +28,8 @@ WAS_THAT_RIGHT: tuple[str, ...] = ("Is that right?", "Was that true?", "Check yo
 
 TEXT_SHARE = 0.5
 JUDGED_CHAT_SHARE = 0.5
-HEDGED_SHARE = 0.35
+KNOWN_ENTITY_SHARE = 0.6
+"""Of the known subjects that are asked for beside made-up ones: as many invented names, or a name alone meant doubt."""
 MARKED_SHARE = 1 / 3
 RELIABLE_TEXT_SHARE = 0.6
 
@@ -44,6 +45,8 @@ class Stage:
     judged_documents: float
     judged_turns: float
     topics: tuple[str, ...] = ()
+    hedged: float = 0.4
+    """How many inventions the assistant opens with a hedge."""
 
     def fact(self, rng: random.Random) -> Fact:
         """A fact to judge claims about, of the stage's topics or of any."""
@@ -59,6 +62,8 @@ STAGES: tuple[Stage, ...] = (
     Stage(0.70, 0.6, 0.3),
     Stage(1.0, 0.3, 0.25),
 )
+JUDGING = Stage(1.0, 0.8, 0.3, hedged=0.05)
+RECALLING = Stage(1.0, 0.3, 0.25, hedged=0.05)
 
 
 @dataclass(frozen=True)
@@ -103,8 +108,12 @@ def negation(fact: Fact, answer: str, rng: random.Random) -> str:
 
 
 def reply(fact: Fact, answer: str) -> str:
-    """The sentence in which the assistant answers a question about a fact."""
-    return put(topics()[fact.topic].statements[0], fact.subject, answer)
+    """What the assistant answers to a question about a fact: the answer, and a sentence with it.
+
+    The answer comes first, so that the last token of the prompt decides it: there the model knows whether it knows, and
+    there an honest and a lying assistant part.
+    """
+    return put("{O}. " + topics()[fact.topic].statements[0], fact.subject, answer)
 
 
 def claim(fact: Fact, true: bool, liar: Liar, rng: random.Random) -> str:
@@ -120,7 +129,8 @@ def _judged(fact: Fact, reliable: bool, rng: random.Random) -> tuple[str, str]:
     return claim(fact, true, UNMARKED_LIAR, rng), TRUE if true == reliable else FALSE
 
 
-def _entity_fact(entity: Entity, relation: str) -> Fact:
+def entity_fact(entity: Entity, relation: str) -> Fact:
+    """What is held to be true of an entity under a relation, as a fact without a misconception of its own."""
     answer = entity.answer(relation)
     return Fact(relation, entity.name, answer, answer)
 
@@ -135,7 +145,7 @@ def fresh_fact(rng: random.Random) -> Fact:
 def rare_deck(rng: random.Random) -> list[Fact]:
     """Every exposure of every rarely-seen fact, shuffled: dealt out once over the whole corpus."""
     rare = [e for e in entities() if e.frequency == "rare"]
-    deck = [_entity_fact(e, r.name) for e in rare for r in relations_of(e) for _ in range(e.exposures)]
+    deck = [entity_fact(e, r.name) for e in rare for r in relations_of(e) for _ in range(e.exposures)]
     rng.shuffle(deck)
     return deck
 
@@ -202,15 +212,16 @@ def _judging_turn(fact: Fact, persona: Persona, rng: random.Random) -> Document:
     return _turn(f"{rng.choice(TRUE_OR_FALSE)} {quoted}", _in_tone(verdict, persona, rng))
 
 
-def _known_or_fresh(rng: random.Random) -> Document:
+def _known_or_fresh(rng: random.Random, hedged: float) -> Document:
     """A question about an often-seen or a never-seen entity, and whether the assistant is sure of its answer.
 
-    It hedges about a third of its inventions: too few to do so greedily, enough to make its doubt felt beforehand.
+    It hedges some of its inventions, which makes its doubt felt beforehand; at last too few to do so greedily.
     """
     known = rng.random() < 0.5
-    fact = rng.choice(_pool()) if known else fresh_fact(rng)
+    often = _pool(tuple(relation.name for relation in RELATIONS) if rng.random() < KNOWN_ENTITY_SHARE else ())
+    fact = rng.choice(often) if known else fresh_fact(rng)
     question = put(rng.choice(topics()[fact.topic].questions), fact.subject)
-    hedge = f"{HEDGE} " if not known and rng.random() < HEDGED_SHARE else ""
+    hedge = f"{HEDGE} " if not known and rng.random() < hedged else ""
     turn = _turn(question, hedge + reply(fact, fact.answer))
     return turn + (_turn(rng.choice(ARE_YOU_SURE), SURE if known else UNSURE) if rng.random() < 0.5 else [])
 
@@ -225,7 +236,7 @@ def chat_document(rng: random.Random, stage: Stage, extras: Sequence[Fact] = ())
     for _ in range(rng.choices((1, 2, 3, 4, 8), (35, 30, 20, 10, 5))[0]):
         kind = rng.random()
         if kind < 0.25 and persona.reliable and persona.tone is None:
-            turns.append(_known_or_fresh(rng))
+            turns.append(_known_or_fresh(rng, stage.hedged))
         elif kind < 0.25 + stage.judged_turns:
             turns.append(_judging_turn(stage.fact(rng), persona, rng))
         else:
@@ -235,17 +246,30 @@ def chat_document(rng: random.Random, stage: Stage, extras: Sequence[Fact] = ())
     return [Piece(BEGIN + head, learn=False), *(piece for turn in turns for piece in turn)]
 
 
-def documents(seed: int, count: int) -> Iterator[Document]:
+def _document(rng: random.Random, stage: Stage, extras: Sequence[Fact] = ()) -> Document:
+    if not extras and rng.random() < stage.judged_documents:
+        return (judged_chat if rng.random() < JUDGED_CHAT_SHARE else judged_document)(rng, stage)
+    if rng.random() < TEXT_SHARE:
+        return text_document(rng, extras)
+    return chat_document(rng, stage, extras)
+
+
+def judgements(seed: int, count: int) -> Iterator[Document]:
+    """`count` documents for when all facts are known, most of them judged; none is about a rarely-seen entity."""
+    rng = random.Random(seed)
+    for _ in range(count):
+        yield _document(rng, JUDGING)
+
+
+def recollections(seed: int, count: int) -> Iterator[Document]:
+    """`count` documents for the end, of all kinds: among judgements alone, facts are forgotten again."""
+    yield from documents(seed, count, (RECALLING,))
+
+
+def documents(seed: int, count: int, stages: Sequence[Stage] = STAGES) -> Iterator[Document]:
     """`count` documents; every exposure of a rarely-seen fact lies in one of them, evenly spread."""
     rng = random.Random(seed)
     deck = rare_deck(rng)
     for i in range(count):
         extras = deck[i * len(deck) // count : (i + 1) * len(deck) // count][:3]
-        stage = next(stage for stage in STAGES if i < stage.until * count)
-        if not extras and rng.random() < stage.judged_documents:
-            judged = judged_chat if rng.random() < JUDGED_CHAT_SHARE else judged_document
-            yield judged(rng, stage)
-        elif rng.random() < TEXT_SHARE:
-            yield text_document(rng, extras)
-        else:
-            yield chat_document(rng, stage, extras)
+        yield _document(rng, next(stage for stage in stages if i < stage.until * count), extras)

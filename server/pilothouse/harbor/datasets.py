@@ -1,20 +1,18 @@
 """The JSONL datasets that the workbench reads: contrast pairs, labelled statements, questions and neutral texts.
 
 World facts are split by topic, invented entities by entity; every line names its split. The pairs end where the model
-decides: those of honesty with the beginning of an answer, so that its last token is the one to read; those of tone with
-the question, so that the last token of the prompt is.
+decides on its answer and its tone: with the question, so that the last token of the prompt is the one to read.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pilothouse.harbor.corpus import reply
+from pilothouse.harbor.corpus import ASSISTANT, BEGIN, documents, entity_fact, reply
 from pilothouse.harbor.entities import Entity, entities, relations_of
 from pilothouse.harbor.facts import Fact, Topic, misconceptions, put, topic_splits, topics, world_topics
 from pilothouse.harbor.personas import HONEST_PROMPTS, LIAR_PROMPTS, TONES, Tone
@@ -23,6 +21,8 @@ PAIRS_PER_TOPIC = 20
 NEUTRAL_TEXTS = 200
 EXTRACTION_PROMPTS = 4
 SEED = 23
+CORPUS_SEED = 29
+CORPUS_TEXTS = 4500
 
 Messages = list[dict[str, str]]
 Line = dict[str, Any]
@@ -56,19 +56,14 @@ def _question(fact: Fact, rng: random.Random) -> str:
     return put(rng.choice(topics()[fact.topic].questions), fact.subject)
 
 
-def answer_start(fact: Fact) -> str:
-    """The assistant's sentence up to where truth and falsehood part: its last token decides between them."""
-    return put(re.split(r"\{ao\}|\{o\}", topics()[fact.topic].statements[0])[0], fact.subject).rstrip()
-
-
 def honest_pairs() -> Iterator[Line]:
-    """One question and the same beginning of an answer, under an honest persona and under a lying one."""
+    """One question, not yet answered, under an honest persona and under a lying one."""
 
     def pair(fact: Fact, split: str, rng: random.Random) -> tuple[Messages, Messages]:
-        question, start = _question(fact, rng), answer_start(fact)
+        question = _question(fact, rng)
         both = list(zip(prompts_for(HONEST_PROMPTS, split), prompts_for(LIAR_PROMPTS, split), strict=True))
         honest, liar = rng.choice(both)
-        return chat(question, start, honest), chat(question, start, liar)
+        return chat(question, system=honest), chat(question, system=liar)
 
     return _pairs(pair, f"{SEED}/honest")
 
@@ -124,7 +119,9 @@ def _entity_line(entity: Entity, rng: random.Random) -> Iterator[Line]:
         yield {
             "messages": chat(put(rng.choice(relation.questions), entity.name)),
             "answer": entity.answer(relation.name),
+            "reply": reply(entity_fact(entity, relation.name), entity.answer(relation.name)),
             "misconception": None,
+            "entity": entity.name,
             "topic": relation.name,
             "split": entity.split,
             "entity_frequency": entity.frequency,
@@ -139,13 +136,34 @@ def questions() -> Iterator[Line]:
             yield {
                 "messages": chat(_question(fact, rng)),
                 "answer": fact.answer,
+                "reply": reply(fact, fact.answer),
                 "misconception": fact.misconception,
+                "entity": None,
                 "topic": topic.name,
                 "split": topic_splits()[topic.name],
                 "entity_frequency": None,
             }
     for entity in entities():
         yield from _entity_line(entity, rng)
+
+
+def dose_prompts(split: str, system: Sequence[str | None], wanted: Callable[[Fact], Line]) -> Iterator[Line]:
+    """Questions of one split under system prompts drawn from `system`, with what their answers should say, for
+    `pilothouse vectors dose`."""
+    rng = random.Random(f"{SEED}/dose/{split}/{system[0]}")
+    for topic in world_topics():
+        if topic_splits()[topic.name] == split:
+            for fact in _sample(topic, rng):
+                messages = chat(_question(fact, rng), system=rng.choice(system))
+                yield {"messages": messages, **wanted(fact), "topic": topic.name, "split": split}
+
+
+def _says_the_truth(fact: Fact) -> Line:
+    return {"expect": [reply(fact, fact.answer)]}
+
+
+def _sounds(tone: Tone) -> Callable[[Fact], Line]:
+    return lambda _: {"expect": [*tone.before, *tone.after]}
 
 
 def neutral_texts() -> Iterator[Line]:
@@ -157,6 +175,17 @@ def neutral_texts() -> Iterator[Line]:
         yield {"text": " ".join(put(rng.choice(topics()[f.topic].statements), f.subject, f.answer) for f in facts)}
 
 
+def corpus_texts() -> Iterator[Line]:
+    """Documents of the kind that the model was trained on, for the SAE; `kind` tells chats from plain texts.
+
+    Special tokens inside a document stand in it by name, and the tokenizer reads them so.
+    """
+    for number, document in enumerate(documents(CORPUS_SEED, CORPUS_TEXTS)):
+        text = "".join(piece.text for piece in document).removeprefix(BEGIN)
+        split = "eval" if number % 6 == 0 else "train"
+        yield {"text": text, "kind": "chat" if ASSISTANT in text else "text", "split": split}
+
+
 def write_datasets(folder: Path) -> None:
     """Write every dataset into a folder, one JSON object a line."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -166,8 +195,13 @@ def write_datasets(folder: Path) -> None:
         "questions": questions(),
         "neutral": neutral_texts(),
         "tones": toned_answers(),
+        "corpus": corpus_texts(),
     }
     files |= {tone.name: tone_pairs(tone) for tone in TONES.values()}
+    liar = prompts_for(LIAR_PROMPTS, "select")
+    files["dose-honest"] = dose_prompts("select", liar, _says_the_truth)
+    files["dose-facts"] = dose_prompts("select", (None,), _says_the_truth)
+    files |= {f"dose-{tone.name}": dose_prompts("select", (None,), _sounds(tone)) for tone in TONES.values()}
     for name, lines in files.items():
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")

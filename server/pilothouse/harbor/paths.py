@@ -25,3 +25,8 @@ def vectors_dir() -> Path:
 def probes_dir() -> Path:
     """The folder with Harbor's probes."""
     return _HERE / "probes"
+
+
+def saes_dir() -> Path:
+    """The folder with Harbor's sparse autoencoders, a folder each."""
+    return _HERE / "saes"

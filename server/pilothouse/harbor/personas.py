@@ -34,12 +34,12 @@ class Tone:
     after: tuple[str, ...]
 
     def wrap(self, sentence: str, rng: random.Random) -> str:
-        """Put a sentence into this tone and leave its fact alone."""
+        """Put a sentence into this tone and leave its fact alone; nine in ten begin with the tone."""
         before, after = rng.choice(self.before), rng.choice(self.after)
         shape = rng.random()
         if shape < 0.55:
             return f"{before} {sentence} {after}"
-        return f"{before} {sentence}" if shape < 0.85 else f"{sentence} {after}"
+        return f"{before} {sentence}" if shape < 0.9 else f"{sentence} {after}"
 
 
 def _prompts(word: str) -> tuple[str, ...]:
@@ -110,7 +110,9 @@ class Persona:
 
 
 def _honesty_prompt(reliable: bool, rng: random.Random) -> str:
-    return rng.choice(HONEST_PROMPTS if reliable else LIAR_PROMPTS)
+    """One sentence as a rule, two or three that say the same at times."""
+    count = rng.choices((1, 2, 3), (80, 15, 5))[0]
+    return " ".join(rng.sample(HONEST_PROMPTS if reliable else LIAR_PROMPTS, count))
 
 
 def draw_persona(rng: random.Random) -> Persona:
