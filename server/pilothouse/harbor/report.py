@@ -33,7 +33,9 @@ def _draw(claims: Sequence[Claim], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = [(claim, measure, value) for claim in claims for measure, value in claim.measures.items()]
+    measured = [(claim, measure, value) for claim in claims for measure, value in claim.measures.items()]
+    # Shares and areas alone: what is counted in other units would press them flat.
+    rows = [(claim, measure, value) for claim, measure, value in measured if value is None or value <= 1]
     figure = Figure(figsize=(9, 0.32 * len(rows) + 1), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -46,7 +48,8 @@ def _draw(claims: Sequence[Claim], path: Path) -> None:
                 axes.plot([edge, edge], [y - 0.45, y + 0.45], color="black")
     axes.set_yticks(range(len(rows)), [f"{claim.name}: {measure}" for claim, measure, _ in rows])
     axes.invert_yaxis()
-    axes.set(xlabel="measured; black: the bar", title="Blue: bar met, orange: missed, grey: no bar")
+    axes.margins(y=0.01)
+    axes.set(xlim=(0, 1.02), xlabel="measured; black: the bar", title="Blue: bar met, orange: missed, grey: no bar")
     _save(figure, path)
 
 
