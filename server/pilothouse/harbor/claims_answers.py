@@ -41,7 +41,7 @@ class Steering:
 
 @dataclass(frozen=True)
 class Answers:
-    """Asks a model the questions of one split, at most `sample` of them, and keeps every answer as an item."""
+    """Asks a model questions under one condition after the other, and keeps every answer as an item."""
 
     model: SteeredModel
     items: list[Item] = field(default_factory=list)
