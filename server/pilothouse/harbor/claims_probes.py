@@ -72,7 +72,7 @@ def doubt_claim(evaluation: Evaluation, online: Mapping[str, float]) -> Claim:
     bars += [Bar("prompt_end_auroc", low=0.75), Bar("served_scores_differ_at_most", high=0.01)]
     about = (
         "The model's own greedy answers about invented entities that trained no probe; label 1 is an answer that is "
-        "wrong. The entities were seen often, rarely (2 to 160 times) or never."
+        "wrong. The entities were seen often, rarely (2 to about 180 times) or never."
     )
     return Claim("hallucination probe", about, measures, bars, items, _settings(evaluation))
 
