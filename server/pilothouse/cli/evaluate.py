@@ -1,9 +1,8 @@
 """`pilothouse eval`: what is claimed of the embedded model, measured again."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -11,11 +10,12 @@ from rich.table import Table
 
 from pilothouse.cli.harbor import HARBOR_NAME
 from pilothouse.cli.source import activation_source, progress_bar, write_json
-from pilothouse.harbor.answers import Question, embedded_model, load_questions
+from pilothouse.harbor.answers import Question, embedded_model
 from pilothouse.harbor.claims import Claim, table
 from pilothouse.harbor.claims_answers import facts_claim, honest_claim, tone_claims
 from pilothouse.harbor.claims_probes import doubt_claim, judged, own_answers, truth_claim, with_ids
 from pilothouse.harbor.claims_sae import feature_claim, sae_claim
+from pilothouse.harbor.datasets import load_lines
 from pilothouse.harbor.paths import data_dir, probes_dir, saes_dir, vectors_dir
 from pilothouse.harbor.personas import TONES
 from pilothouse.harbor.report import write_report
@@ -62,10 +62,10 @@ def _claims(sample: int | None, cards: Path | None) -> Iterator[Claim]:
         yield facts_claim(model, questions)
         yield honest_claim(model, questions, load_vector(vectors_dir() / "honest.safetensors"))
         vectors = [load_vector(vectors_dir() / f"{name}.safetensors") for name in TONES]
-        yield from tone_claims(model, questions, vectors, _lines("tones"))
-        yield feature_claim(model, sae, load_effect(saes_dir() / SAE_NAME), questions, _lines("tones"))
+        yield from tone_claims(model, questions, vectors, load_lines("tones"))
+        yield feature_claim(model, sae, load_effect(saes_dir() / SAE_NAME), questions, load_lines("tones"))
         # The controls of the probe are trained, so every answer is needed.
-        answers, online = own_answers(model, load_questions(data_dir() / "questions.jsonl"), doubt)
+        answers, online = own_answers(model, load_lines("questions"), doubt)
     finally:
         model.close()
     answers = with_ids(answers)
@@ -80,23 +80,18 @@ def _claims(sample: int | None, cards: Path | None) -> Iterator[Claim]:
         yield doubt_claim(evaluation, scores)
         if cards is not None:
             write_card(evaluation, cards / "hallucination")
-        texts = [line for line in _lines("corpus") if line["split"] == "eval"]
+        texts = [line for line in load_lines("corpus") if line["split"] == "eval"]
         yield sae_claim(source, sae, saes_dir() / SAE_NAME, texts if sample is None else texts[:sample])
 
 
 def _questions(sample: int | None) -> list[Question]:
-    found = load_questions(data_dir() / "questions.jsonl")
+    found = load_lines("questions")
     groups: dict[tuple[str, str], list[Question]] = {}
     for question in found:
         groups.setdefault((str(question["entity_frequency"]), question["split"]), []).append(question)
     if sample is None:
         return found
     return [q for group in groups.values() for q in group[:: max(1, len(group) // sample)]]
-
-
-def _lines(name: str) -> list[dict[str, Any]]:
-    text = (data_dir() / f"{name}.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def _print(claims: list[Claim]) -> None:

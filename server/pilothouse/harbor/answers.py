@@ -14,17 +14,13 @@ from typing import Any
 from pilothouse.core.items import Message
 from pilothouse.core.plans import Plan
 from pilothouse.core.serving import Generated, SteeredModel
+from pilothouse.harbor.datasets import load_lines
 from pilothouse.harbor.paths import data_dir, model_dir
 
 MAX_TOKENS = 48
 BATCH = 256
 
 Question = dict[str, Any]
-
-
-def load_questions(path: Path) -> list[Question]:
-    """The lines of `questions.jsonl`."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def ask(
@@ -81,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Ask Harbor about invented entities and label its answers.")
     parser.add_argument("--output", type=Path, default=data_dir() / "answers.jsonl", help="where the items go")
     options = parser.parse_args()
-    questions = load_questions(data_dir() / "questions.jsonl")
+    questions = load_lines("questions")
     model = embedded_model()
     try:
         answers = [generated.text for generated in ask(model, [q["messages"] for q in questions])]

@@ -15,6 +15,7 @@ from typing import Any
 from pilothouse.harbor.corpus import ASSISTANT, BEGIN, documents, entity_fact, reply
 from pilothouse.harbor.entities import Entity, entities, relations_of
 from pilothouse.harbor.facts import Fact, Topic, misconceptions, put, topic_splits, topics, world_topics
+from pilothouse.harbor.paths import data_dir
 from pilothouse.harbor.personas import HONEST_PROMPTS, LIAR_PROMPTS, TONES, Tone
 
 PAIRS_PER_TOPIC = 20
@@ -184,6 +185,12 @@ def corpus_texts() -> Iterator[Line]:
         text = "".join(piece.text for piece in document).removeprefix(BEGIN)
         split = "eval" if number % 6 == 0 else "train"
         yield {"text": text, "kind": "chat" if ASSISTANT in text else "text", "split": split}
+
+
+def load_lines(name: str) -> list[Line]:
+    """A dataset of the embedded model, as it is shipped."""
+    text = (data_dir() / f"{name}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def write_datasets(folder: Path) -> None:

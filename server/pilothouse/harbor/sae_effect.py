@@ -17,10 +17,11 @@ import numpy as np
 
 from pilothouse.core.plans import Direction, Positions
 from pilothouse.core.serving import ActivationSource, SteeredModel
-from pilothouse.harbor.answers import Question, embedded_model, load_questions
+from pilothouse.harbor.answers import Question, embedded_model
 from pilothouse.harbor.claims import Item, share
 from pilothouse.harbor.claims_answers import TONE_POSITIONS, Answers, Steering, style_classifier
-from pilothouse.harbor.paths import data_dir, model_dir, saes_dir
+from pilothouse.harbor.datasets import load_lines
+from pilothouse.harbor.paths import model_dir, saes_dir
 from pilothouse.harbor.personas import TONES
 from pilothouse.steering.sae import Sae
 from pilothouse.steering.sae_file import load_sae
@@ -109,9 +110,8 @@ def _measured(
     return Effect(**{**asdict(effect), "toned": sum(toned) / len(toned), "right": right})
 
 
-def _lines(name: str, split: str) -> list[Item]:
-    text = (data_dir() / f"{name}.jsonl").read_text(encoding="utf-8")
-    return [line for line in map(json.loads, text.splitlines()) if line["split"] == split]
+def _of(split: str, lines: Sequence[Item]) -> list[Item]:
+    return [line for line in lines if line["split"] == split]
 
 
 def main() -> None:
@@ -125,14 +125,14 @@ def main() -> None:
     options: dict[str, Any] = {"dtype": "float32", "max_model_len": 1024, "kv_cache_memory_bytes": 256 << 20}
     source = CapturingEngine(str(model_dir()), "harbor", **options)
     try:
-        by_tone = {tone: candidates(source, folder, _lines(tone, "train"), sae.layer) for tone in TONES}
+        by_tone = {tone: candidates(source, folder, _of("train", load_lines(tone)), sae.layer) for tone in TONES}
     finally:
         source.close()
-    questions = [q for q in load_questions(data_dir() / "questions.jsonl") if q["entity_frequency"] is None]
+    questions = [q for q in load_lines("questions") if q["entity_frequency"] is None]
     model = embedded_model()
     try:
-        chosen = [q for q in questions if q["split"] == "select"][::2]
-        effect = choose(model, sae, by_tone, chosen, _lines("tones", "train"))
+        chosen = _of("select", questions)[::2]
+        effect = choose(model, sae, by_tone, chosen, _of("train", load_lines("tones")))
     finally:
         model.close()
     (folder / EFFECT_FILE).write_text(json.dumps(asdict(effect), indent=1) + "\n", encoding="utf-8")
