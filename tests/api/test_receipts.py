@@ -10,9 +10,11 @@ from api_support.client import HEADERS, Client
 from api_support.client import N_PROMPT as P
 
 from pilothouse.api.receipts import receipts
+from pilothouse.core.directions import Direction, digest_rows
+from pilothouse.core.edits import Edit
 from pilothouse.core.gaps import find_gaps
 from pilothouse.core.messages import Reading
-from pilothouse.core.plans import END, Direction, Edit, Plan, Readout, digest_rows
+from pilothouse.core.plans import END, Plan, Readout
 from pilothouse.core.tracks import ChoiceTrack
 
 N = 13

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pilothouse.core.config import EngineLayout
-from pilothouse.core.plans import Plan, PositionRange
+from pilothouse.core.edits import PositionRange
+from pilothouse.core.plans import Plan
 from pilothouse.engine import scheduler as scheduler_module
 
 ONE_PLAN = EngineLayout(slots=1, rows_per_slot=2, readouts=1)

@@ -13,7 +13,9 @@ from functools import cached_property
 
 import numpy as np
 
-from pilothouse.core.plans import Direction, Edit, Plan, Positions, Readout, edit_spans
+from pilothouse.core.directions import Direction
+from pilothouse.core.edits import Edit, Positions
+from pilothouse.core.plans import Plan, Readout, edit_spans
 from pilothouse.core.sites import Float32
 
 LAYERS = (0, 1)

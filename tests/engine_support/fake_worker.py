@@ -20,6 +20,7 @@ import torch
 
 from engine_support.fake_model import D_MODEL, LAYERS, Ask, enter, leave, read, sample
 from pilothouse.core.config import LAYOUT_KEY, EngineLayout
+from pilothouse.core.directions import Direction
 from pilothouse.core.messages import (
     DIRECTIONS_KEY,
     ORDERS_ATTRIBUTE,
@@ -32,7 +33,6 @@ from pilothouse.core.messages import (
     plan_encoder,
     reading_decoder,
 )
-from pilothouse.core.plans import Direction
 from pilothouse.core.tracks import ChoiceTrack
 from pilothouse.engine.board import Board
 from pilothouse.engine.client import Courier

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pilothouse.core.plans import Direction, Edit, Plan, PositionRange, Positions, Readout
+from pilothouse.core.directions import Direction
+from pilothouse.core.edits import Edit, PositionRange, Positions
+from pilothouse.core.plans import Plan, Readout
 
 POSITIONS: tuple[Positions, ...] = (
     "all",

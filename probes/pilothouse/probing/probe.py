@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pilothouse.core.artefact import check_fits
-from pilothouse.core.plans import Direction
+from pilothouse.core.directions import Direction
 from pilothouse.core.sites import SITE, Float32, ModelShape
 from pilothouse.probing.aggregation import Aggregate, Alarm, Float64, ProbeStats, summarise
 from pilothouse.probing.calibration import Isotonic, Platt, calibrate

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from pilothouse.api.names import PROBES, STEERING, printable, quote
+from pilothouse.core.edits import NamedPositions, PositionRange, Positions
 from pilothouse.core.errors import BadRequest
-from pilothouse.core.plans import END, NamedPositions, PositionRange, Positions
+from pilothouse.core.plans import END
 
 OPERATIONS = ("add",)
 """Operations of the contract that this version has compiled in."""

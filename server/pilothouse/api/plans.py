@@ -13,8 +13,10 @@ from pilothouse.api.fields import EditField, InlineField, ProbesField, Unit, par
 from pilothouse.api.names import PROBES, STEERING, encodable, quote, reject_near_misses
 from pilothouse.api.registry import Catalogue, Registry
 from pilothouse.core.config import EngineLayout, Limits
+from pilothouse.core.directions import Direction
+from pilothouse.core.edits import Edit
 from pilothouse.core.errors import ArtefactError, BadRequest
-from pilothouse.core.plans import Direction, Edit, Plan, Readout
+from pilothouse.core.plans import Plan, Readout
 from pilothouse.probing import Probe
 from pilothouse.steering import decode_inline
 

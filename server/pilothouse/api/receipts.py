@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pilothouse.core.plans import Edit, PositionRange
+from pilothouse.core.edits import Edit, PositionRange
 from pilothouse.core.tracks import ChoiceTrack
 
 

@@ -13,8 +13,8 @@ from pilothouse.api.fields import OPERATIONS, Unit
 from pilothouse.api.guard import MAX_BODY_BYTES
 from pilothouse.api.registry import Kind
 from pilothouse.api.state import ApiState, state_of
+from pilothouse.core.edits import NamedPositions
 from pilothouse.core.errors import Forbidden, PilothouseError
-from pilothouse.core.plans import NamedPositions
 from pilothouse.core.sites import SITE
 
 PATHS: dict[Kind, str] = {"vectors": "/v1/steering_vectors", "probes": "/v1/probes", "saes": "/v1/saes"}

@@ -11,9 +11,9 @@ from pilothouse.api.names import PROBES, STEERING
 from pilothouse.api.plans import Ask, Planner
 from pilothouse.api.receipts import receipts, tokens_edited
 from pilothouse.api.scoring import FAILED, ChoiceScores, Decode, Report, describe, numbers, token_scores
+from pilothouse.core.edits import Edit
 from pilothouse.core.errors import EngineGap
 from pilothouse.core.gaps import Gap, asked_for, describe_gaps, find_gaps
-from pilothouse.core.plans import Edit
 from pilothouse.core.records import NO_TOKEN_IDS, ChoiceOutcome, OutcomeSink, ProbeOutcome, RequestOutcome
 from pilothouse.core.serving import RequestSession
 from pilothouse.core.tracks import PromptTrack

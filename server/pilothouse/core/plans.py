@@ -4,34 +4,17 @@ Positions count from 0 over the prompt's tokens and then the generated ones. Wit
 [0, P-1) and ``generation`` is [P-1, end): the last prompt token predicts the first generated one.
 """
 
-import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Literal
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-import numpy as np
-
+from pilothouse.core.directions import Direction
+from pilothouse.core.edits import Edit, Positions
 from pilothouse.core.errors import BadRequest
-from pilothouse.core.sites import Float32, LayerRows
 
 END = 2**31 - 1
 """An end that no sequence reaches: the span is open."""
-
-NamedPositions = Literal["all", "prompt", "generation", "last_prompt"]
-
-
-@dataclass(frozen=True)
-class PositionRange:
-    """``from`` inclusive, ``to`` exclusive; negative numbers count back from the end of the prompt."""
-
-    start: int
-    stop: int
-
-
-Positions = NamedPositions | PositionRange
 
 
 def resolve_positions(positions: Positions, n_prompt: int) -> tuple[int, int]:
@@ -56,71 +39,6 @@ def resolve_positions(positions: Positions, n_prompt: int) -> tuple[int, int]:
             f"positions from {positions.start} to {positions.stop} select nothing in a prompt of {n_prompt} tokens"
         )
     return start, stop
-
-
-def digest_rows(layers: LayerRows) -> bytes:
-    """SHA-256 over layers and their float32 rows: the identity of a direction, whatever it is called."""
-    sha = hashlib.sha256(b"pilothouse.rows.1")
-    for layer in sorted(layers):
-        row = np.ascontiguousarray(layers[layer], dtype="<f4")
-        sha.update(f"|{layer}:{row.shape[0]}|".encode())
-        sha.update(row.tobytes())
-    return sha.digest()
-
-
-@dataclass(frozen=True, eq=False)
-class Direction:
-    """Rows of d_model float32, one a layer, known by the digest of their content; the unit of upload to the engine."""
-
-    layers: LayerRows
-    digest: bytes = field(default=b"")
-
-    def __post_init__(self) -> None:
-        if not self.digest:
-            object.__setattr__(self, "digest", digest_rows(self.layers))
-
-    @cached_property
-    def peaks(self) -> dict[int, float]:
-        """The largest absolute entry of each layer's row."""
-        return {layer: float(np.abs(row).max()) for layer, row in self.layers.items()}
-
-    @property
-    def payload(self) -> dict[int, bytes]:
-        """The rows as little-endian float32 bytes by layer, as they travel."""
-        return {layer: np.ascontiguousarray(row, dtype="<f4").tobytes() for layer, row in self.layers.items()}
-
-
-def rows_from_payload(payload: Mapping[int, bytes]) -> dict[int, Float32]:
-    """The inverse of `Direction.payload`."""
-    return {layer: np.frombuffer(raw, dtype="<f4") for layer, raw in payload.items()}
-
-
-@dataclass(frozen=True, eq=False)
-class Edit:
-    """Add ``coefficients[L] * direction.layers[L]`` to the stream after block L at `positions`.
-
-    `label` is what the client called the direction; it appears in receipts and, when configured, in metrics.
-    """
-
-    label: str
-    direction: Direction
-    coefficients: Mapping[int, float]
-    positions: Positions
-    op: str = "add"
-    source: Literal["vector", "sae", "inline"] = "vector"
-    feature: int | None = None
-
-    @property
-    def digest(self) -> bytes:
-        """Identity of what is added, coefficients included, positions not."""
-        sha = hashlib.sha256(self.direction.digest)
-        for layer in sorted(self.coefficients):
-            sha.update(f"|{self.op}:{layer}:{self.coefficients[layer].hex()}".encode())
-        return sha.digest()
-
-    def is_identity(self) -> bool:
-        """True when every coefficient is zero: nothing would change."""
-        return all(c == 0.0 for c in self.coefficients.values())
 
 
 @dataclass(frozen=True, eq=False)

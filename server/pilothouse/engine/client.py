@@ -22,6 +22,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import FinishReason
 
 from pilothouse.core.config import EngineLayout
+from pilothouse.core.directions import Direction
 from pilothouse.core.errors import BadRequest
 from pilothouse.core.messages import (
     DIRECTIONS_KEY,
@@ -35,7 +36,7 @@ from pilothouse.core.messages import (
     plan_encoder,
     reading_decoder,
 )
-from pilothouse.core.plans import Direction, Plan
+from pilothouse.core.plans import Plan
 from pilothouse.core.records import NO_TOKEN_IDS
 from pilothouse.core.serving import RequestSession
 from pilothouse.core.tracks import ChoiceTrack, PromptTrack

@@ -18,9 +18,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from pilothouse.core.directions import rows_from_payload
 from pilothouse.core.errors import PilothouseError
 from pilothouse.core.messages import Payload
-from pilothouse.core.plans import END, Plan, edit_spans, rows_from_payload
+from pilothouse.core.plans import END, Plan, edit_spans
 from pilothouse.core.sites import Float32
 
 Float64 = npt.NDArray[np.float64]

@@ -16,8 +16,10 @@ import numpy as np
 import torch
 
 from pilothouse.core.config import EngineLayout
+from pilothouse.core.directions import Direction
+from pilothouse.core.edits import Edit, Positions
 from pilothouse.core.errors import StartupError
-from pilothouse.core.plans import Direction, Edit, Plan, Positions, Readout
+from pilothouse.core.plans import Plan, Readout
 from pilothouse.core.serving import RequestSession
 from pilothouse.core.sites import Float32, ModelShape
 from pilothouse.core.tracks import ChoiceTrack
