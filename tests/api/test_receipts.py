@@ -124,7 +124,7 @@ def test_a_prompt_that_resumes_behind_what_another_request_cached_has_no_gap() -
     plan = Plan((Edit("v", direction, {0: 1.0}, "all"),), (Readout("p", direction),))
     spans = [(0, END)]
     assert find_gaps(plan, spans, track) == ()
-    (receipt,) = receipts(plan.edits, spans, track)
+    (receipt,) = receipts(plan, spans, track)
     assert (receipt["tokens_edited"], receipt["tokens_from_cache"]) == (6, 5)
     silent = ChoiceTrack(n_prompt=10, n_readouts=1, token_ids=[1, 2], finish_reason="length")
     silent.add(Reading(runs=((0, 3, 3),)))

@@ -14,7 +14,7 @@ from pilothouse.core.artefact import check_fits
 from pilothouse.core.directions import Direction
 from pilothouse.core.sites import SITE, Float32, ModelShape
 from pilothouse.probing.aggregation import Aggregate, Alarm, Float64, ProbeStats, summarise
-from pilothouse.probing.calibration import Isotonic, Platt, calibrate
+from pilothouse.probing.calibration import Isotonic, Platt, calibrate, logit_at
 
 MEASURED = frozenset({"metrics", "reference_histogram"})
 """The keys of a card that hold measurements of the probe, as opposed to what it is."""
@@ -109,6 +109,11 @@ class Probe:
     def token_scores(self, logits: Float32) -> Float32:
         """Each token's own score [n]; NaN stays NaN."""
         return calibrate(self.token_calibration, logits).astype(np.float32)
+
+    def raw_level(self, score: float, above: bool) -> float:
+        """The engine's readout beyond which a token's own score is beyond `score`: greater than it when `above`, else
+        less. Infinite where no token's score can be, or every one's is."""
+        return logit_at(self.token_calibration, score, above) - self.offset
 
     def stats(self, logits: Float32, prompt_end: float | None) -> ProbeStats:
         """Statistics of the generated tokens' logits [n], in order, NaN where a token was not scored.

@@ -9,7 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 
 from pilothouse.api.errors import error_response
-from pilothouse.api.fields import OPERATIONS, Unit
+from pilothouse.api.fields import Unit, operations
 from pilothouse.api.guard import MAX_BODY_BYTES
 from pilothouse.api.registry import Kind
 from pilothouse.api.state import ApiState, state_of
@@ -58,7 +58,7 @@ async def capabilities(request: Request) -> dict[str, Any]:
         "n_layers": shape.n_layers,
         "site": SITE,
         "sites": list(shape.sites),
-        "operations": list(OPERATIONS),
+        "operations": list(operations(state.layout)),
         "units": list(get_args(Unit)),
         "positions": [*get_args(NamedPositions), {"from": "int", "to": "int"}],
         "limits": _limits(state),
@@ -77,6 +77,8 @@ def _limits(state: ApiState) -> dict[str, int]:
         "max_body_bytes": MAX_BODY_BYTES,
         "slots": state.layout.slots,
         "rows_per_slot": state.layout.rows_per_slot,
+        "chains": state.layout.chains if state.layout.chain_steps else 0,
+        "chain_steps": state.layout.chain_steps,
         "readouts": state.layout.readouts,
         "max_results": state.results.max_records,
     }

@@ -223,7 +223,7 @@ class Session:
         extras: dict[str, Any] = {}
         if self.ask.steering_given:
             error = describe_gaps(gap for gap in self._gaps(choice) if gap.kind != "scored")
-            extras[STEERING] = receipts(self.plan.edits, choice.prompt.spans, choice.scores.track, error)
+            extras[STEERING] = receipts(self.plan, choice.prompt.spans, choice.scores.track, error)
         if self.ask.probes:
             extras[PROBES] = self._probes(choice)
         return extras
@@ -239,7 +239,7 @@ class Session:
         if self.ask.tokens:
             for report in reports:
                 shown[report.probe.name]["tokens"] = choice.scores.generated_entries(report, self.around.decode)
-        if self.plan.prompt_scores:
+        if self.ask.prompt:
             for name, entries in choice.scores.prompt_entries(self.around.decode, self.around.bos_token_id).items():
                 shown[name]["prompt_tokens"] = entries
         return shown
@@ -266,9 +266,9 @@ class Session:
 
     def _choice_outcome(self, choice: _Choice, error: str | None) -> ChoiceOutcome:
         edited: dict[str, int] = {}
-        for edit, (start, stop) in zip(self.plan.edits, choice.prompt.spans, strict=True):
+        for edit, span in zip(self.plan.edits, choice.prompt.spans, strict=True):
             name = edit_name(edit)
-            edited[name] = edited.get(name, 0) + tokens_edited(start, stop, choice.scores.track)
+            edited[name] = edited.get(name, 0) + tokens_edited(self.plan, edit, span, choice.scores.track)
         probes = tuple(report.outcome() for report in self._reports(choice, error))
         return ChoiceOutcome(probes, edited, tuple(gap.kind for gap in self._gaps(choice)))
 

@@ -78,7 +78,7 @@ class Gate:
 
     label: the probe's name; above: beyond means z > level, else z < level. scope ``token``: at each position by itself,
     so no layer of the readout may lie behind the edit; ``rest``: from the next generated token on, once any position
-    was beyond.
+    was beyond. stops: instead of the edit, the generation ends with the token that the first such position predicts.
     """
 
     label: str
@@ -86,10 +86,11 @@ class Gate:
     above: bool
     level: float
     scope: Literal["token", "rest"] = "token"
+    stops: bool = False
 
     @property
     def latched(self) -> bool:
-        return self.scope == "rest"
+        return self.scope == "rest" and not self.stops
 
     @property
     def digest(self) -> bytes:
@@ -139,6 +140,8 @@ class Edit:
 
     def is_identity(self) -> bool:
         """True when nothing would change, whatever the stream."""
+        if self.gate is not None and self.gate.stops:
+            return True
         changes = self.op in ("add", "ablate", "cap")
         return changes and all(c == 0.0 for c in self.coefficients.values())
 

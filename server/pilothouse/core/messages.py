@@ -45,6 +45,18 @@ class WireGate(msgspec.Struct, frozen=True, array_like=True):
     latched: bool
 
 
+class WireStop(msgspec.Struct, frozen=True, array_like=True):
+    """The sequence ends with the token predicted at the first of the positions [start, stop) where readout number
+    `readout` of the plan is beyond `level`; probe: what the reason calls it."""
+
+    readout: int
+    above: bool
+    level: float
+    probe: str
+    start: int
+    stop: int
+
+
 class WireStep(msgspec.Struct, frozen=True, array_like=True):
     """One edit of a chain: the row v by digest, the row r by digest (empty where it is v), the numbers of a `Rule` by
     layer, and the positions [start, stop) where it acts."""
@@ -79,8 +91,8 @@ class WirePlan(msgspec.Struct, frozen=True, array_like=True):
 
     rows: for each row of the slot, the numbers of the edits that are summed in it; slot: digest of rows and edits
     (empty when nothing is added); chain: digest of the steps (empty when there are none), positions and readout numbers
-    aside; steps: edits that act one after another, behind the row's sum; readouts: digests of the readout directions;
-    read_from: first position whose readouts are sent back.
+    aside; steps: edits that act one after another, behind the row's sum; stops: what ends the sequence; readouts:
+    digests of the readout directions; read_from: first position whose readouts are sent back.
     """
 
     slot: bytes = b""
@@ -90,6 +102,7 @@ class WirePlan(msgspec.Struct, frozen=True, array_like=True):
     cache: tuple[CacheSpan, ...] = ()
     chain: bytes = b""
     steps: tuple[WireStep, ...] = ()
+    stops: tuple[WireStop, ...] = ()
     readouts: tuple[bytes, ...] = ()
     read_from: int = 0
 

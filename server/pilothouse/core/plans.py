@@ -61,6 +61,13 @@ class Plan:
     def empty(self) -> bool:
         return not self.edits and not self.readouts
 
+    @property
+    def directions(self) -> list[Direction]:
+        """All content that the engine needs for it; that of gates is among the readouts."""
+        rows = [edit.direction for edit in self.edits]
+        rows += [edit.reader.direction for edit in self.edits if edit.reader is not None]
+        return rows + [readout.direction for readout in self.readouts]
+
 
 @dataclass(frozen=True)
 class Segment:

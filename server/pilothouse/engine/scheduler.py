@@ -1,8 +1,9 @@
 """The scheduler with slots: a request runs only when its plan has a slot and its probes have columns.
 
 Seam: `Scheduler` and `AsyncScheduler` of vllm/v1/core/sched (add_request, _handle_blocked_waiting_request, schedule,
-_free_request, update_from_output, _get_local_prefix_cache_hit, reset_prefix_cache), held by a contract test. Given to
-vLLM by name (`--scheduler-cls`) as a factory, since only after configuration is it known which of the two is wanted.
+_free_request, update_from_output, _update_request_with_output, _get_local_prefix_cache_hit, reset_prefix_cache), held
+by a contract test. Given to vLLM by name (`--scheduler-cls`) as a factory, since only after configuration is it known
+which of the two is wanted.
 """
 
 import logging
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import RequestStatus
 
 from pilothouse.core.messages import (
     DIRECTIONS_KEY,
@@ -29,6 +31,7 @@ from pilothouse.core.messages import (
     directions_decoder,
     reading_encoder,
 )
+from pilothouse.core.plans import END
 from pilothouse.core.sites import Float32
 from pilothouse.engine.directions import DirectionStore
 from pilothouse.engine.prefix_cache import install_edit_keys, plan_of
@@ -57,6 +60,17 @@ class _Held:
     chain: int
     columns: tuple[int, ...]
     collector: BlockCollector | None
+    stop_at: int = END
+    stop_reason: str = ""
+
+    def look(self, start: int, rows: Float32) -> None:
+        """Note whether the readouts [n, readouts of the request] of positions [start, start + n) end the sequence."""
+        for stop in self.plan.stops:
+            seen, level = rows[:, stop.readout], np.float32(stop.level)
+            met = np.flatnonzero(seen > level if stop.above else seen < level) + start
+            met = met[(met >= stop.start) & (met < stop.stop)]
+            if len(met) and met[0] < self.stop_at:
+                self.stop_at, self.stop_reason = int(met[0]), f"probe:{stop.probe}"
 
 
 class _Lack(NamedTuple):
@@ -153,6 +167,15 @@ class SteeringScheduler(_Base):
         if self._buffers:
             self._attach(outputs)
         return outputs
+
+    def _update_request_with_output(self, request: Any, *args: Any, **kwargs: Any) -> tuple[list[int], bool]:
+        new_token_ids, stopped = super()._update_request_with_output(request, *args, **kwargs)
+        held = self._held.get(request.request_id)
+        if stopped or not new_token_ids or held is None or request.num_tokens < held.stop_at + 2:
+            return new_token_ids, stopped
+        request.status = RequestStatus.FINISHED_STOPPED
+        request.stop_reason = held.stop_reason
+        return new_token_ids, True
 
     def _handle_blocked_waiting_request(self, request: Any) -> bool:
         if not super()._handle_blocked_waiting_request(request):
@@ -270,7 +293,9 @@ class SteeringScheduler(_Base):
             hashes = self.requests[request_id].block_hashes[: -(-n_computed // self.hash_block_size)]
             # Looked up in this very step, so they are there; were they not, the client would report the gap.
             if self._scores.covered(hashes, held.plan.readouts) == len(hashes):
-                buffer.add_scores(0, self._scores.take(hashes, held.plan.readouts)[:n_computed])
+                rows = self._scores.take(hashes, held.plan.readouts)[:n_computed]
+                held.look(0, rows)
+                buffer.add_scores(0, rows)
 
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
         """vLLM's, and the scores beside the cache: it is called when weights change."""
@@ -333,6 +358,7 @@ class SteeringScheduler(_Base):
             scored = int(readings.scored[k])
             if scored:
                 rows = readings.scores[int(ends[k]) - scored : int(ends[k]), held.columns]
+                held.look(start + count - scored, rows)
                 buffer.add_scores(start + count - scored, rows)
                 if held.collector is not None:
                     held.collector.add(start + count - scored, rows, self.requests[request_id].block_hashes)

@@ -3,13 +3,14 @@
 import hashlib
 import math
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 
 from pilothouse.core.config import EngineLayout
 from pilothouse.core.edits import Edit
 from pilothouse.core.errors import BadRequest
-from pilothouse.core.messages import CacheSpan, WireEdit, WireGate, WirePlan, WireSpan, WireStep
+from pilothouse.core.messages import CacheSpan, WireEdit, WireGate, WirePlan, WireSpan, WireStep, WireStop
 from pilothouse.core.plans import Plan, edit_spans, segments
 
 Span = tuple[int, int]
@@ -62,6 +63,7 @@ def resolve(
         ),
         chain=_chain_digest(steps, readouts),
         steps=steps,
+        stops=tuple(_stops(plan, spans, readouts)),
         readouts=readouts,
         read_from=0 if plan.prompt_scores else n_prompt - 1,
     )
@@ -134,6 +136,13 @@ def _step(edit: Edit, span: Span, readouts: tuple[bytes, ...]) -> WireStep:
         start=span[0],
         stop=span[1],
     )
+
+
+def _stops(plan: Plan, spans: list[Span], readouts: tuple[bytes, ...]) -> Iterator[WireStop]:
+    for edit, span in zip(plan.edits, spans, strict=True):
+        gate = edit.gate
+        if gate is not None and gate.stops:
+            yield WireStop(readouts.index(gate.readout.digest), gate.above, gate.level, gate.label, *span)
 
 
 def _chain_digest(steps: tuple[WireStep, ...], readouts: tuple[bytes, ...]) -> bytes:
