@@ -149,7 +149,8 @@ def test_a_gate_that_stops_ends_the_sequence_with_the_token_predicted_where_it_w
             assert len(result.token_ids) == n_tokens, run
             assert result.ended == (("stop", "probe:probe") if len(beyond) else ("length", None))
             lengths.append(n_tokens)
-    assert min(lengths) == 1 and max(lengths) == 30 and len(set(lengths)) > 3
+    assert (min(lengths), max(lengths)) == (1, 30)
+    assert len(set(lengths)) > 3
 
 
 def test_a_gate_met_in_the_prompt_stops_after_one_token_cached_or_not(compiled_llama: tuple[Engine, Reference]) -> None:

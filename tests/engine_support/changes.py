@@ -51,7 +51,7 @@ def visit(
     positions = np.arange(len(states))
     states = states.copy()
     for edit, (start, stop), first in zip(plan.edits, spans, opened, strict=True):
-        if layer not in edit.coefficients:
+        if layer not in edit.coefficients or (edit.gate is not None and edit.gate.stops):
             continue
         acts = (positions >= start) & (positions < stop)
         if edit.gate is not None:
