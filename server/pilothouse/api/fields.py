@@ -4,7 +4,7 @@ Nothing here knows which vectors, probes or layers exist; `plans` does.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
@@ -87,16 +87,29 @@ class EditField(_Strict):
         return self.positions
 
 
+class FeatureField(_Strict):
+    """A feature of an SAE as an entry of `probes`."""
+
+    sae: str
+    feature: int
+
+
+ProbeEntry = Annotated[
+    Annotated[str, Tag(_NAMED)] | Annotated[FeatureField, Tag(_OTHER)],
+    Discriminator(_by_type),
+]
+
+
 class ProbesField(_Strict):
     """`probes`; `names` is None where the server's defaults are meant."""
 
-    names: list[str] | None = None
+    names: list[ProbeEntry] | None = None
     tokens: bool = False
     prompt: bool = False
 
 
 _EDITS = TypeAdapter(list[EditField])
-_NAMES = TypeAdapter(list[str], config=ConfigDict(strict=True))
+_NAMES = TypeAdapter(list[ProbeEntry], config=ConfigDict(strict=True))
 
 
 def parse_steering(value: object, layout: EngineLayout) -> list[EditField]:
@@ -113,13 +126,8 @@ def parse_steering(value: object, layout: EngineLayout) -> list[EditField]:
 
 def parse_probes(value: object) -> ProbesField:
     """`probes` in either of its forms, or BadRequest for the first thing wrong with it."""
-    if isinstance(value, Mapping) and "sae" in value:
-        raise BadRequest(
-            "this server has not got SAE features compiled in as probes; it has named probes", "probes.sae"
-        )
     try:
         if isinstance(value, list):
-            _reject_sae_entries(value)
             field = ProbesField(names=_NAMES.validate_python(value))
         else:
             field = ProbesField.model_validate(value)
@@ -130,14 +138,6 @@ def parse_probes(value: object) -> ProbesField:
             "probes.names must be a list, not null; leave it out for the server's defaults", "probes.names"
         )
     return field
-
-
-def _reject_sae_entries(entries: list[Any]) -> None:
-    for i, entry in enumerate(entries):
-        if isinstance(entry, Mapping) and "sae" in entry:
-            raise BadRequest(
-                "this server has not got SAE features compiled in as probes; it has named probes", f"probes[{i}]"
-            )
 
 
 def _check_edit(edit: EditField, where: str) -> None:
@@ -221,6 +221,7 @@ _EITHER = {
     "positions": "must be the name of a selector or an object with from and to",
     "layers": "must be null, 'all' or a list of layers",
     PROBES: "must be a list of names or an object with names, tokens and prompt",
+    "entry": "must be the name of a probe or an object with sae and feature",
 }
 
 
@@ -232,7 +233,8 @@ def _first_problem(error: ValidationError, field: str) -> BadRequest:
         return BadRequest(f"{param} must be {first['ctx']['expected']}, not {quote(first['input'])}", param)
     said = _MESSAGES.get(first["type"], printable(first["msg"]))
     if first["type"] in ("model_type", "model_attributes_type", "list_type"):
-        said = _EITHER.get(param.rpartition(".")[2], said)
+        last = param.rpartition(".")[2]
+        said = _EITHER.get("entry" if last.startswith((f"{PROBES}[", "names[")) else last, said)
     shown = "" if first["type"] in ("missing", "extra_forbidden") else f", not {quote(first['input'])}"
     return BadRequest(f"{param} {said}{shown}", param)
 

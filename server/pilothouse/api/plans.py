@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pilothouse.api.edits import EditMaker
-from pilothouse.api.fields import EditField, ProbesField, parse_probes, parse_steering
+from pilothouse.api.fields import EditField, FeatureField, ProbesField, parse_probes, parse_steering
 from pilothouse.api.names import PROBES, STEERING, reject_near_misses
 from pilothouse.api.registry import Catalogue, Registry
-from pilothouse.api.sources import Sources, unknown
+from pilothouse.api.sources import Sources
 from pilothouse.core.config import EngineLayout, Limits
 from pilothouse.core.edits import Edit
 from pilothouse.core.errors import BadRequest
@@ -42,7 +42,8 @@ class Planner:
         self._registry = registry
         self._layout = layout
         self._limits = limits
-        self._edit_maker = EditMaker(Sources(registry.shape, limits.adhoc_cache_bytes))
+        self._sources = Sources(registry.shape, limits.adhoc_cache_bytes)
+        self._edit_maker = EditMaker(self._sources)
 
     def plan(self, fields: Mapping[str, Any]) -> Ask:
         """The plan of a request with these extra top-level fields; BadRequest names the first thing wrong."""
@@ -63,13 +64,23 @@ class Planner:
 
     def _ask(self, edits: tuple[Edit, ...], asked: ProbesField, catalogue: Catalogue, names_at: str = PROBES) -> Ask:
         names = catalogue.default_probes if asked.names is None else asked.names
-        probes = _find_probes(names, catalogue, names_at)
+        probes = self._probes(names, catalogue, names_at)
         readouts = tuple(Readout(p.name, p.direction) for p in probes) + _gate_readouts(edits, probes)
         if len({readout.direction.digest for readout in readouts}) > self._layout.readouts:
             raise BadRequest(f"this server reads at most {self._layout.readouts} probes at once", names_at)
         shows_prompt = asked.prompt and bool(probes)
         plan = Plan(edits, readouts, prompt_scores=shows_prompt or any(map(_looks_at_prompt, edits)))
         return Ask(plan, probes, asked.tokens, shows_prompt)
+
+    def _probes(self, entries: Iterable[str | FeatureField], catalogue: Catalogue, where: str) -> tuple[Probe, ...]:
+        found: dict[str, Probe] = {}
+        for i, entry in enumerate(entries):
+            at = f"{where}[{i}]"
+            probe = self._sources.probe(entry, catalogue, at)
+            if probe.name in found:
+                raise BadRequest(f"probe {probe.name!r} is named twice", at)
+            found[probe.name] = probe
+        return tuple(found.values())
 
     def _edits(self, fields: list[EditField], catalogue: Catalogue) -> tuple[Edit, ...]:
         if len(fields) > self._limits.max_edits:
@@ -106,15 +117,3 @@ def _gate_readouts(edits: tuple[Edit, ...], probes: tuple[Probe, ...]) -> tuple[
     shown = {probe.direction.digest for probe in probes}
     gates = {edit.gate.readout.digest: edit.gate for edit in edits if edit.gate is not None}
     return tuple(Readout(gate.label, gate.readout) for digest, gate in gates.items() if digest not in shown)
-
-
-def _find_probes(names: Iterable[str], catalogue: Catalogue, where: str) -> tuple[Probe, ...]:
-    found: dict[str, Probe] = {}
-    for i, name in enumerate(names):
-        probe = catalogue.probes.get(name)
-        if probe is None:
-            raise unknown("probe", name, catalogue.probes, f"{where}[{i}]")
-        if name in found:
-            raise BadRequest(f"probe {name!r} is named twice", f"{where}[{i}]")
-        found[name] = probe
-    return tuple(found.values())

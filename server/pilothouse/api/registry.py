@@ -8,7 +8,9 @@ from types import MappingProxyType
 from typing import Any, Literal, Protocol, Self, TypeVar
 
 from pilothouse.api.errors import ConflictError
+from pilothouse.api.features import watched_feature
 from pilothouse.api.names import quote
+from pilothouse.api.presets import Monitor, load_monitors
 from pilothouse.core.config import ServerConfig
 from pilothouse.core.errors import ArtefactError, BadRequest, NotFound, StartupError
 from pilothouse.core.sites import ModelShape
@@ -64,6 +66,7 @@ class Registry:
             saes=_load_all("SAE", config.saes, shape, load_saes, lambda s: s.digest),
             default_probes=config.default_probes,
         )
+        catalogue = replace(catalogue, probes=_with_monitors(catalogue, load_monitors(config.monitors)))
         for name in config.default_probes:
             if name not in catalogue.probes:
                 has = ", ".join(sorted(catalogue.probes)) or "none"
@@ -113,6 +116,22 @@ class Registry:
                 self.catalogue = replace(self.catalogue, probes=frozen)
             case "saes":
                 self.catalogue = replace(self.catalogue, saes=frozen)
+
+
+def _with_monitors(catalogue: Catalogue, monitors: Mapping[str, Monitor]) -> Mapping[str, Probe]:
+    """The catalogue's probes and, under their names, the SAE features that are watched like them."""
+    found = dict(catalogue.probes)
+    for name, monitor in monitors.items():
+        sae = catalogue.saes.get(monitor.sae)
+        if sae is None:
+            raise StartupError(f"monitor {name!r}: there is no SAE {monitor.sae!r} among those that were loaded")
+        if name in found:
+            raise StartupError(f"monitor {name!r} has the name of a probe")
+        try:
+            found[name] = watched_feature(name, sae, monitor.feature, flag_above=monitor.flag_above)
+        except (ArtefactError, BadRequest) as error:
+            raise StartupError(f"monitor {name!r}: {error}") from None
+    return MappingProxyType(found)
 
 
 def _digest(entry: Vector | Probe | Sae) -> str:

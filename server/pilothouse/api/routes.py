@@ -66,6 +66,7 @@ async def capabilities(request: Request) -> dict[str, Any]:
         "probes": sorted(catalogue.probes),
         "saes": sorted(catalogue.saes),
         "default_probes": list(catalogue.default_probes),
+        "presets": list(state.presets),
         "self_test": state.self_test,
     }
 

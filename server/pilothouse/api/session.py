@@ -9,8 +9,9 @@ from typing import Any
 
 from pilothouse.api.names import PROBES, STEERING
 from pilothouse.api.plans import Ask, Planner
+from pilothouse.api.presets import Presets
 from pilothouse.api.receipts import receipts, tokens_edited
-from pilothouse.api.scoring import FAILED, ChoiceScores, Decode, Report, describe, numbers, token_scores
+from pilothouse.api.scoring import ADHOC, FAILED, ChoiceScores, Decode, Report, describe, numbers, token_scores
 from pilothouse.core.edits import Edit
 from pilothouse.core.errors import EngineGap
 from pilothouse.core.gaps import Gap, asked_for, describe_gaps, find_gaps
@@ -21,7 +22,7 @@ from pilothouse.core.tracks import PromptTrack
 logger = logging.getLogger(__name__)
 
 NO_STEERING = "none"
-ADHOC = "adhoc"
+
 _DONE = "data: [DONE]"
 _DATA = "data: "
 _ERROR = 'data: {"error"'
@@ -279,13 +280,19 @@ class Session:
 class Extension:
     """A `RequestExtension`: one for each API process."""
 
-    def __init__(self, planner: Planner, around: Surroundings) -> None:
+    def __init__(self, planner: Planner, around: Surroundings, presets: Presets | None = None) -> None:
         self._planner = planner
         self._around = around
+        self._presets = presets or Presets()
 
     def open(self, fields: Mapping[str, Any], route: str, model_name: str) -> RequestSession:
         """A session for a request with these extra top-level fields; BadRequest names what is wrong with them."""
-        return Session(self._planner.plan(fields), route, model_name, self._around)
+        base, fields = self._presets.resolve(model_name, fields)
+        return Session(self._planner.plan(fields), route, base, self._around)
+
+    def model_names(self, model: str) -> list[str]:
+        """What `model` is called with each preset."""
+        return self._presets.model_names(model)
 
     def open_default(self, route: str, model_name: str) -> RequestSession:
         """A session that reads the server's default probes."""

@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pilothouse.api.cache import DirectionCache
-from pilothouse.api.fields import EditField, InlineField
+from pilothouse.api.features import watched_feature
+from pilothouse.api.fields import EditField, FeatureField, InlineField
 from pilothouse.api.names import encodable, quote
 from pilothouse.api.registry import Catalogue
 from pilothouse.core.directions import Direction
 from pilothouse.core.edits import OF_FEATURE, Reader
 from pilothouse.core.errors import ArtefactError, BadRequest
 from pilothouse.core.sites import ModelShape
+from pilothouse.probing import Probe
 from pilothouse.steering import Sae, decode_inline
 
 _NAMES_SHOWN = 20
@@ -56,9 +58,24 @@ class Sources:
             raise unknown("SAE", asked.sae, catalogue.saes, f"{where}.sae")
         return self._feature(sae, asked.feature, asked.op in OF_FEATURE, where)
 
+    def probe(self, entry: str | FeatureField, catalogue: Catalogue, where: str) -> Probe:
+        """The probe, or the SAE feature watched as one, that an entry of `probes` names; BadRequest for neither."""
+        if isinstance(entry, str):
+            probe = catalogue.probes.get(entry)
+            if probe is None:
+                raise unknown("probe", entry, catalogue.probes, where)
+            return probe
+        sae = catalogue.saes.get(entry.sae)
+        if sae is None:
+            raise unknown("SAE", entry.sae, catalogue.saes, f"{where}.sae")
+        _require_feature(sae, entry.feature, where)
+        try:
+            return watched_feature(f"{sae.name}/{entry.feature}", sae, entry.feature, adhoc=True)
+        except ArtefactError as error:
+            raise BadRequest(str(error), f"{where}.feature") from None
+
     def _feature(self, sae: Sae, feature: int, reads: bool, where: str) -> Source:
-        if not 0 <= feature < sae.d_sae:
-            raise BadRequest(f"SAE {sae.name!r} has features 0 to {sae.d_sae - 1}", f"{where}.feature")
+        _require_feature(sae, feature, where)
         key = f"sae|{sae.digest}|{feature}"
         try:
             direction = self._adhoc.get(
@@ -93,6 +110,11 @@ class Sources:
         except BadRequest as error:
             # The path holds a key of the client's own choosing.
             raise BadRequest(encodable(str(error)), encodable(error.param or where)) from None
+
+
+def _require_feature(sae: Sae, feature: int, where: str) -> None:
+    if not 0 <= feature < sae.d_sae:
+        raise BadRequest(f"SAE {sae.name!r} has features 0 to {sae.d_sae - 1}", f"{where}.feature")
 
 
 def choose_layers(asked: Literal["all"] | list[int] | None, source: Source, where: str) -> tuple[int, ...]:

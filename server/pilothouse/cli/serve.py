@@ -28,6 +28,8 @@ def serve(
     probes: Annotated[Folders, typer.Option(help="Folder of probes; may be given again.")] = None,
     saes: Annotated[Folders, typer.Option(help="Folder of SAELens folders; may be given again.")] = None,
     default_probes: Annotated[str, typer.Option(help="Probes that watch all traffic, joined by commas.")] = "",
+    presets: Annotated[Path | None, typer.Option(help="JSON file of named combinations: MODEL:PRESET.")] = None,
+    monitors: Annotated[Path | None, typer.Option(help="JSON file of SAE features watched like probes.")] = None,
     admin_key: Annotated[
         str | None, typer.Option(envvar="PILOTHOUSE_ADMIN_KEY", help="Key for uploading and deleting artefacts.")
     ] = None,
@@ -38,12 +40,20 @@ def serve(
     sites: Annotated[str, typer.Option(help="Layers that can be steered and read, joined by commas; all.")] = "all",
     max_plans: Annotated[int, typer.Option(help="Distinct steering plans at once; more wait.")] = 64,
     max_probes: Annotated[int, typer.Option(help="Distinct probes read at once; more wait.")] = 16,
+    chain_steps: Annotated[
+        int, typer.Option(help="Edits but sums that a token may have one after another; 0 compiles only `add` in.")
+    ] = EngineLayout.chain_steps,
+    max_chains: Annotated[int, typer.Option(help="Distinct plans with such edits at once; more wait.")] = (
+        EngineLayout.chains
+    ),
 ) -> None:
     """Serve MODEL with any flag of `vllm serve`; without MODEL, the embedded one with its vectors, probes, SAE."""
     from pilothouse.engine import launch
 
     arguments = list(context.args)
-    layout = EngineLayout(sites=_layers(sites), slots=max_plans, readouts=max_probes)
+    layout = EngineLayout(
+        sites=_layers(sites), slots=max_plans, chains=max_chains, chain_steps=chain_steps, readouts=max_probes
+    )
     harbor = not launch.names_model(arguments)
     if harbor:
         arguments = [str(model_dir()), *harbor_arguments(arguments)]
@@ -52,6 +62,8 @@ def serve(
         probes=_folders(probes, [probes_dir()] if harbor else []),
         saes=_folders(saes, [saes_dir()] if harbor else []),
         default_probes=tuple(name for name in default_probes.split(",") if name),
+        presets=_file(presets),
+        monitors=_file(monitors),
         admin_key=admin_key,
         max_results=max_results,
         self_test=self_test,
@@ -71,6 +83,10 @@ def _layers(text: str) -> tuple[int, ...] | None:
         return tuple(sorted({int(layer) for layer in text.split(",")}))
     except ValueError:
         raise StartupError(f"--sites takes layer numbers joined by commas, or all; not {text!r}") from None
+
+
+def _file(path: Path | None) -> str | None:
+    return None if path is None else str(path.resolve())
 
 
 def _folders(given: Folders, default: list[Path]) -> tuple[str, ...]:
