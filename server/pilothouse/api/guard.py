@@ -123,9 +123,8 @@ def check_body(body: bytes, presets: Iterable[str] = ()) -> None:
     reject_near_misses(fields)
     _, colon, preset = str(fields.get("model", "")).rpartition(SEPARATOR)
     if colon and preset in presets:
-        raise BadRequest(
-            f"this endpoint cannot honour the preset {preset!r}; {' and '.join(sorted(HONOURING))} can", "model"
-        )
+        routes = " and ".join(sorted(HONOURING))
+        raise BadRequest(f"this endpoint cannot honour the preset {preset!r}; {routes} can", param="model")
 
 
 def _presets(scope: Scope) -> tuple[str, ...]:

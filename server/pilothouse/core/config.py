@@ -80,8 +80,8 @@ class Limits:
 @dataclass(frozen=True)
 class ServerConfig:
     """What the API process loads and allows. presets: a file of named combinations of steering and probes; monitors: a
-    file of named SAE features to be watched like probes; max_results: records of responses that are kept, 0 for none; self_test:
-    whether steering and reading are held against a reference before the first request."""
+    file of named SAE features to be watched like probes; max_results: records of responses that are kept, 0 for none;
+    self_test: whether steering and reading are held against a reference before the first request."""
 
     vectors: tuple[str, ...] = ()
     probes: tuple[str, ...] = ()
