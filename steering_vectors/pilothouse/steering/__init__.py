@@ -9,7 +9,7 @@ from pilothouse.steering.extraction import Extraction, Recipe, extract_vector, e
 from pilothouse.steering.inline import decode_inline
 from pilothouse.steering.pairs import ContrastPair, load_pairs
 from pilothouse.steering.read_work import ReadWork
-from pilothouse.steering.sae import Sae
+from pilothouse.steering.sae import Sae, SaeFeature
 from pilothouse.steering.sae_file import load_sae, load_saes
 from pilothouse.steering.vector import Vector
 from pilothouse.steering.vector_file import load_vector, load_vectors, save_vector, vector_from_bytes
@@ -25,6 +25,7 @@ __all__ = [
     "ReadWork",
     "Recipe",
     "Sae",
+    "SaeFeature",
     "Vector",
     "WorkFile",
     "decode_inline",
