@@ -14,19 +14,24 @@ from pilothouse.api.registry import Registry
 from pilothouse.cli.harbor import HARBOR_NAME, harbor_arguments
 from pilothouse.core.config import CONFIG_ENV, EngineLayout, ServerConfig
 from pilothouse.core.errors import StartupError
+from pilothouse.core.places import local_path
 from pilothouse.core.sites import ModelShape
 from pilothouse.harbor.paths import model_dir, probes_dir, saes_dir, vectors_dir
 
 CONTEXT: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-Folders = list[Path] | None
+Folders = list[str] | None
 
 
 def serve(
     context: typer.Context,
-    vectors: Annotated[Folders, typer.Option(help="Folder of steering vectors; may be given again.")] = None,
-    probes: Annotated[Folders, typer.Option(help="Folder of probes; may be given again.")] = None,
-    saes: Annotated[Folders, typer.Option(help="Folder of SAELens folders; may be given again.")] = None,
+    vectors: Annotated[
+        Folders, typer.Option(help="Folder of steering vectors, here or hf://...; may be given again.")
+    ] = None,
+    probes: Annotated[Folders, typer.Option(help="Folder of probes, here or hf://...; may be given again.")] = None,
+    saes: Annotated[
+        Folders, typer.Option(help="Folder of SAELens folders, here or hf://...; may be given again.")
+    ] = None,
     default_probes: Annotated[str, typer.Option(help="Probes that watch all traffic, joined by commas.")] = "",
     presets: Annotated[Path | None, typer.Option(help="JSON file of named combinations: MODEL:PRESET.")] = None,
     monitors: Annotated[Path | None, typer.Option(help="JSON file of SAE features watched like probes.")] = None,
@@ -90,7 +95,10 @@ def _file(path: Path | None) -> str | None:
 
 
 def _folders(given: Folders, default: list[Path]) -> tuple[str, ...]:
-    return tuple(str(folder.resolve()) for folder in (given if given is not None else default))
+    """Absolute paths: what is on the hub is fetched here, so that the API process loads what was checked."""
+    paths = default if given is None else [local_path(place) for place in given]
+    # Links stay: the hub's cache has them lead to files without a name.
+    return tuple(os.path.abspath(path) for path in paths)
 
 
 def _announce(base_url: str, model: str) -> None:
