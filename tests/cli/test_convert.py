@@ -16,8 +16,8 @@ from pilothouse.api.registry import Registry
 from pilothouse.cli import serve
 from pilothouse.cli.main import main
 from pilothouse.core.config import ServerConfig
+from pilothouse.core.directions import Direction
 from pilothouse.core.errors import ArtefactError, StartupError
-from pilothouse.core.plans import Direction
 from pilothouse.core.sites import ModelShape
 from pilothouse.probing import import_probe, load_probe, save_probe
 from pilothouse.steering import Vector, import_vector, load_vector, save_vector

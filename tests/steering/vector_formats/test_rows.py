@@ -13,8 +13,8 @@ from format_support.files import WRITERS, write, write_caa, write_gguf, write_pl
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from pilothouse.core.directions import Direction
 from pilothouse.core.errors import ArtefactError
-from pilothouse.core.plans import Direction
 from pilothouse.core.sites import Float32
 from pilothouse.steering import ImportOptions, Vector, import_vector, load_vector, save_vector
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pilothouse.core.artefact import NAME_PATTERN, check_name, parse_json
+from pilothouse.core.directions import Direction
 from pilothouse.core.errors import ArtefactError
 from pilothouse.core.foreign import check_one_width
-from pilothouse.core.plans import Direction
 from pilothouse.core.sites import SITE, Float32
 from pilothouse.steering.vector import Vector
 

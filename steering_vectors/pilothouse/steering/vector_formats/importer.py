@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from pilothouse.core.artefact import check_name, has_card, same_model
+from pilothouse.core.directions import Direction
 from pilothouse.core.errors import ArtefactError
 from pilothouse.core.foreign import load_torch, read_foreign, refuse_pickle, sha256_hex
-from pilothouse.core.plans import Direction
 from pilothouse.steering.vector import Vector
 from pilothouse.steering.vector_file import vector_from_bytes
 from pilothouse.steering.vector_formats.caa import SUFFIXES as TORCH_SUFFIXES
