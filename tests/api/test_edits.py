@@ -149,15 +149,15 @@ async def test_capabilities_list_every_operation(client: Client) -> None:
 
 
 async def test_a_feature_is_watched_like_a_probe(server: FakeServer, client: Client) -> None:
-    names = [{"sae": "features", "feature": 2}, "risk"]
+    names = [{"sae": "features", "feature": 3}, "risk"]
     choice = await client.choice(probes={"names": names, "tokens": True}, max_tokens=N)
-    assert set(choice["probes"]) == {"features/2", "risk"}
-    found = choice["probes"]["features/2"]
+    assert set(choice["probes"]) == {"features/3", "risk"}
+    found = choice["probes"]["features/3"]
     logits = []
     for position in range(P, P + N - 1):
         stream = stream_at(0, position, 2).astype(np.float64)
-        logits.append(float((stream - SAE_BIASES[:D_MODEL]) @ SAE_ENCODER[:, 2] + SAE_BIASES[D_MODEL + 2]))
-    activations = [max(logit, 0.0) / 5.0 for logit in logits]
+        logits.append(float((stream - SAE_BIASES[:D_MODEL]) @ SAE_ENCODER[:, 3] + SAE_BIASES[D_MODEL + 3]))
+    activations = [max(logit, 0.0) / 0.5 for logit in logits]
     assert max(activations) > 0.1
     assert [entry["logit"] for entry in found["tokens"][:-1]] == pytest.approx(logits, abs=1e-5)
     assert [entry["score"] for entry in found["tokens"][:-1]] == pytest.approx(activations, abs=1e-5)

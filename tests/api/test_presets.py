@@ -12,7 +12,7 @@ from api_support.fake_engine import MODEL, FakeServer
 from pilothouse.core.errors import StartupError
 
 CALM = {"steering": [{"vector": "calm", "strength": 2}], "probes": ["risk"], "description": "Calmer, and watched."}
-BUSY = {"sae": "features", "feature": 2, "flag_above": 0.5}
+BUSY = {"sae": "features", "feature": 3, "flag_above": 4.6}
 CHAT = "/v1/chat/completions"
 
 
@@ -80,11 +80,11 @@ async def test_a_monitor_is_a_probe_of_that_name(tmp_path: Path) -> None:
     async with connect(server) as http:
         client = Client(http)
         choice = await client.choice(max_tokens=12)
-        watched = await client.choice(max_tokens=12, probes=[{"sae": "features", "feature": 2}])
+        watched = await client.choice(max_tokens=12, probes=[{"sae": "features", "feature": 3}])
         assert [card["id"] for card in (await http.get("/v1/probes")).json()["data"]][:1] == ["busy"]
-    named, adhoc = choice["probes"]["busy"], watched["probes"]["features/2"]
-    assert named["score"] == adhoc["score"]
-    assert named["flagged"] == (named["score"] > 0.5)
+    named, adhoc = choice["probes"]["busy"], watched["probes"]["features/3"]
+    assert named["score"] == adhoc["score"] > 4.6
+    assert named["flagged"] is adhoc["flagged"] is True
     names = {
         sample.labels["probe"]
         for metric in server.metrics_registry.collect()

@@ -72,9 +72,3 @@ def met(edit: Edit, plan: Plan, seen: Float64) -> npt.NDArray[np.bool_]:
 def first_met(edit: Edit, plan: Plan, seen: Float64) -> int:
     found = np.flatnonzero(met(edit, plan, seen))
     return int(found[0]) if len(found) else END
-
-
-def latched_spans(plan: Plan, spans: Sequence[tuple[int, int]], n_prompt: int) -> list[tuple[int, int]]:
-    """Edits behind a latch act on generated tokens only."""
-    latched = [edit.gate is not None and edit.gate.latched for edit in plan.edits]
-    return [(max(s, n_prompt), e) if latch else (s, e) for latch, (s, e) in zip(latched, spans, strict=True)]

@@ -82,7 +82,7 @@ class Ask:
         gate = edit.gate
         if gate is not None and gate.latched:
             seen = [row[self.number(gate)] for row in scores[:position]]
-            if position < len(self.prompt) or not any(beyond(gate, score) for score in seen):
+            if not any(beyond(gate, score) for score in seen):
                 return b""
         shown = b""
         for layer in LAYERS:
@@ -95,10 +95,9 @@ class Ask:
 
     def edited(self, position: int) -> bool:
         """Whether the plan has an edit at `position`, its gate open or not."""
-        latched = [edit.gate is not None and edit.gate.latched for edit in self.plan.edits]
         return any(
-            max(start, len(self.prompt) if latch else 0) <= position < stop and not edit.is_identity()
-            for edit, (start, stop), latch in zip(self.plan.edits, self.spans, latched, strict=True)
+            start <= position < stop and not edit.is_identity()
+            for edit, (start, stop) in zip(self.plan.edits, self.spans, strict=True)
         )
 
     def number(self, gate: Gate) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from vllm import envs
 
-from engine_support.changes import Float64, first_met, latched_spans, visit
+from engine_support.changes import Float64, first_met, visit
 from pilothouse.core.config import EngineLayout
 from pilothouse.core.messages import (
     DIRECTIONS_KEY,
@@ -308,7 +308,7 @@ class Reference:
         self, prompt: Sequence[int], generated: Sequence[int], plan: Plan, opened: Sequence[int]
     ) -> tuple[Float32, Float64]:
         tokens = [*prompt, *generated]
-        spans = latched_spans(plan, edit_spans(plan.edits, len(prompt)), len(prompt))
+        spans = edit_spans(plan.edits, len(prompt))
         raw = np.zeros((len(tokens), len(plan.readouts)), dtype=np.float64)
 
         def hook(layer: int) -> Any:

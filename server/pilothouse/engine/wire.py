@@ -33,8 +33,7 @@ def resolve(
     BadRequest when a position range selects nothing, when the plan needs more rows, steps or columns than the engine
     has, or when its edits could add up to more than `largest` in one component of the stream.
     """
-    asked = edit_spans(plan.edits, n_prompt)
-    spans = [_gated_span(edit, span, n_prompt) for edit, span in zip(plan.edits, asked, strict=True)]
+    spans = edit_spans(plan.edits, n_prompt)
     total = sum(edit.reach(layer) for edit in plan.edits for layer in edit.coefficients)
     if not total <= largest:
         raise BadRequest(f"the edits add up to {total:.3g}; the stream overflows beyond {largest:.3g}", "steering")
@@ -68,13 +67,6 @@ def resolve(
         read_from=0 if plan.prompt_scores else n_prompt - 1,
     )
     return wire, spans
-
-
-def _gated_span(edit: Edit, span: Span, n_prompt: int) -> Span:
-    """A latched edit acts on generated tokens only, the first of which is at position `n_prompt`."""
-    if edit.gate is None or not edit.gate.latched:
-        return span
-    return max(span[0], n_prompt), max(span[1], n_prompt)
 
 
 def _divide(edits: tuple[Edit, ...], spans: list[Span]) -> tuple[list[int], list[int]]:
