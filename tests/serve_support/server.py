@@ -28,6 +28,10 @@ from pilothouse.steering import Vector, save_vector
 ADMIN_KEY = "test-admin-key"
 D_MODEL = 256
 N_FEATURES = 12
+PRESETS: dict[str, Any] = {
+    "careful": {"steering": [{"vector": "everywhere", "op": "ablate", "layers": [2]}], "probes": ["truthfulness"]}
+}
+MONITORS = {"busy": {"sae": "random-l2", "feature": 3}}
 
 
 @dataclass(frozen=True)
@@ -92,12 +96,15 @@ def serving(folder: Path, *options: str) -> Iterator[Server]:
     """A server of Harbor with its own artefacts and ours, started as a user starts it; `options` come last."""
     sae = make_sae(folder / "saes" / "random-l2")
     make_vector(folder / "vectors")
+    (folder / "presets.json").write_text(json.dumps(PRESETS), encoding="utf-8")
+    (folder / "monitors.json").write_text(json.dumps(MONITORS), encoding="utf-8")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "pilothouse.cli.main", "serve", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--vectors", str(vectors_dir()), "--vectors", str(folder / "vectors"), "--probes", str(probes_dir())]
-    command += ["--saes", str(sae.parent), "--default-probes", "truthfulness", "--admin-key", ADMIN_KEY, *options]
+    command += ["--saes", str(sae.parent), "--default-probes", "truthfulness", "--admin-key", ADMIN_KEY]
+    command += ["--presets", str(folder / "presets.json"), "--monitors", str(folder / "monitors.json"), *options]
     log = folder / "server.log"
     with log.open("wb") as out:
         environment = {**os.environ, "TORCH_LOGS": "recompiles"}
