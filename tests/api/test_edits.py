@@ -102,7 +102,7 @@ async def test_a_gate_is_open_where_the_token_score_is_beyond_the_threshold(
     edit, receipt = await edit_of(server, client, **HONEST, positions=positions, gate=gate)
     scores = [sigmoid(logit(RISK_ROWS, lambda p, layer: stream_at(0, p, layer), p)) for p in range(P + N - 1)]
     opened = [p for p, score in enumerate(scores) if (score > 0.7 if when == "above" else score < 0.7)]
-    opened = [p for p in opened if p >= (P - 1 if positions == "generation" else 0)]
+    opened = [p for p in opened if p >= (P - 1 if positions == "generation" else 1)]
     assert 0 < len(opened) < P + N - 1
     assert receipt["tokens_edited"] == len(opened)
     expected = {"probe": "risk", "when": when, "scope": "token", "action": "steer", "first_open": opened[0]}
@@ -115,7 +115,7 @@ async def test_a_latched_gate_opens_behind_the_first_token_beyond_it(server: Fak
     gate = {"probe": "truthfulness", "when": "below", "threshold": 0.02, "scope": "rest"}
     _, receipt = await edit_of(server, client, **HONEST, gate=gate)
     scores = [sigmoid(logit(TRUTH_ROWS, lambda p, layer: stream_at(0, p, layer), p)) for p in range(P + N - 1)]
-    first = next(p for p, score in enumerate(scores) if score < 0.02)
+    first = next(p for p, score in enumerate(scores) if p and score < 0.02)
     assert receipt["gate"]["first_open"] == max(first + 1, P)
     assert receipt["tokens_edited"] == P + N - 1 - max(first + 1, P)
 

@@ -70,5 +70,5 @@ def met(edit: Edit, plan: Plan, seen: Float64) -> npt.NDArray[np.bool_]:
 
 
 def first_met(edit: Edit, plan: Plan, seen: Float64) -> int:
-    found = np.flatnonzero(met(edit, plan, seen))
-    return int(found[0]) if len(found) else END
+    found = np.flatnonzero(met(edit, plan, seen)[1:])
+    return 1 + int(found[0]) if len(found) else END

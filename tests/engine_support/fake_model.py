@@ -81,7 +81,7 @@ class Ask:
     def _step(self, edit: Edit, position: int, scores: Sequence[Sequence[float]]) -> bytes:
         gate = edit.gate
         if gate is not None and gate.latched:
-            seen = [row[self.number(gate)] for row in scores[:position]]
+            seen = [row[self.number(gate)] for row in scores[1:position]]
             if not any(beyond(gate, score) for score in seen):
                 return b""
         shown = b""

@@ -74,15 +74,15 @@ def test_clamps_of_a_feature(server: Server, reference: Reference, op: Any) -> N
 @pytest.mark.parametrize("scope", ["token", "rest"])
 def test_gates_on_a_probe(server: Server, reference: Reference, scope: Any) -> None:
     probe = load_probes(probes_dir())["truthfulness"]
-    gate = {"probe": "truthfulness", "when": "below", "threshold": 0.5, "scope": scope}
+    gate = {"probe": "truthfulness", "when": "above", "threshold": 0.1, "scope": scope}
     entry = {"vector": "everywhere", "strength": 0.3, "layers": [5], "gate": gate}
-    level = probe.raw_level(0.5, above=False)
+    level = probe.raw_level(0.1, above=True)
     edit = Edit(
         "everywhere",
         Direction({5: everywhere(server).layers[5]}),
         {5: 0.3},
         "all",
-        gate=Gate("truthfulness", probe.direction, above=False, level=level, scope=scope),
+        gate=Gate("truthfulness", probe.direction, above=True, level=level, scope=scope),
     )
     plan = Plan((edit,), (Readout("truthfulness", probe.direction),))
     choice = check(server, reference, entry, plan, probes=[])
@@ -105,7 +105,7 @@ def test_a_preset_is_a_model_of_its_own(server: Server) -> None:
     names = [model["id"] for model in server.get("/v1/models").json()["data"]]
     assert names == ["harbor", "harbor:careful"]
     answer = server.post("/v1/completions", {**BODY, "model": "harbor:careful"}).json()
-    assert answer["model"] == "harbor:careful"
+    assert answer["model"] == "harbor"
     spelled_out = server.post("/v1/completions", {**BODY, **PRESETS["careful"]}).json()
     for key in ("text", "steering", "probes"):
         assert answer["choices"][0][key] == spelled_out["choices"][0][key]

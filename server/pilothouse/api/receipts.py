@@ -55,6 +55,7 @@ def _open(plan: Plan, gate: Gate, span: Span, track: ChoiceTrack) -> npt.NDArray
     seen = track.scores(0, end)[:, number]
     # As the engine compares: in float32.
     met = seen > np.float32(gate.level) if gate.above else seen < np.float32(gate.level)
+    met[:1] = False
     if gate.latched:
         met = np.concatenate([[False], np.logical_or.accumulate(met)[:-1]])[:end]
     positions = np.arange(end)

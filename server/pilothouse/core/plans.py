@@ -81,7 +81,8 @@ class Segment:
 def edit_spans(edits: Iterable[Edit], n_prompt: int) -> list[tuple[int, int]]:
     """Absolute spans of the edits, in order; an impossible one raises BadRequest naming the edit.
 
-    An edit behind a latched gate acts on generated tokens only, the first of which is at position `n_prompt`.
+    Position 0 is BOS or the attention sink that stands in for it: no gate is open there. An edit behind a latched gate
+    acts on generated tokens only, the first of which is at position `n_prompt`.
     """
     spans = []
     for i, edit in enumerate(edits):
@@ -89,8 +90,8 @@ def edit_spans(edits: Iterable[Edit], n_prompt: int) -> list[tuple[int, int]]:
             start, stop = resolve_positions(edit.positions, n_prompt)
         except ValueError as error:
             raise BadRequest(str(error), param=f"steering[{i}].positions") from None
-        latched = edit.gate is not None and edit.gate.latched
-        spans.append((max(start, n_prompt), max(stop, n_prompt)) if latched else (start, stop))
+        first = 0 if edit.gate is None else n_prompt if edit.gate.latched else 1
+        spans.append((max(start, first), max(stop, first)))
     return spans
 
 

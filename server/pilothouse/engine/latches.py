@@ -1,7 +1,8 @@
 """Gates that stay open: since which position each request's condition has been met, kept on the device.
 
 Nothing of it passes through the host, so a gate opens with the next generated token however far the engine runs ahead.
-What is kept is a position, so tokens that are computed again after a preemption find the gate as it was.
+What is kept is a position, so tokens that are computed again after a preemption find the gate as it was. Position 0, BOS or the attention sink in its place, is not
+looked at.
 """
 
 import numpy as np
@@ -67,8 +68,9 @@ class Latches:
             return
         lines, self._lines = self._lines, None
         seen = torch.gather(scores[self._tokens], 1, self.columns[lines])
-        met = self.signs[lines] * seen > self.levels[lines]
-        found = torch.where(met, self._positions.unsqueeze(1), END)
+        positions = self._positions.unsqueeze(1)
+        met = (self.signs[lines] * seen > self.levels[lines]) & (positions > 0)
+        found = torch.where(met, positions, END)
         self.first.scatter_reduce_(0, lines.unsqueeze(1).expand_as(found), found, "amin")
 
     def _allocate(self, lines: int) -> None:
