@@ -1,8 +1,8 @@
 """Gates that stay open: since which position each request's condition has been met, kept on the device.
 
 Nothing of it passes through the host, so a gate opens with the next generated token however far the engine runs ahead.
-What is kept is a position, so tokens that are computed again after a preemption find the gate as it was. Position 0, BOS or the attention sink in its place, is not
-looked at.
+What is kept is a position, so tokens that are computed again after a preemption find the gate as it was. Position 0,
+BOS or the attention sink in its place, is not looked at.
 """
 
 import numpy as np
