@@ -10,9 +10,11 @@ from api_support.client import HEADERS, Client
 from api_support.client import N_PROMPT as P
 
 from pilothouse.api.receipts import receipts
+from pilothouse.core.directions import Direction, digest_rows
+from pilothouse.core.edits import Edit
 from pilothouse.core.gaps import find_gaps
 from pilothouse.core.messages import Reading
-from pilothouse.core.plans import END, Direction, Edit, Plan, Readout, digest_rows
+from pilothouse.core.plans import END, Plan, Readout
 from pilothouse.core.tracks import ChoiceTrack
 
 N = 13
@@ -122,7 +124,7 @@ def test_a_prompt_that_resumes_behind_what_another_request_cached_has_no_gap() -
     plan = Plan((Edit("v", direction, {0: 1.0}, "all"),), (Readout("p", direction),))
     spans = [(0, END)]
     assert find_gaps(plan, spans, track) == ()
-    (receipt,) = receipts(plan.edits, spans, track)
+    (receipt,) = receipts(plan, spans, track)
     assert (receipt["tokens_edited"], receipt["tokens_from_cache"]) == (6, 5)
     silent = ChoiceTrack(n_prompt=10, n_readouts=1, token_ids=[1, 2], finish_reason="length")
     silent.add(Reading(runs=((0, 3, 3),)))

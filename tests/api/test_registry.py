@@ -29,7 +29,7 @@ from pilothouse.core.errors import ArtefactError, PilothouseError, StartupError
 LISTS = {
     "/v1/steering_vectors": ("steering_vector", ["calm", "honest"]),
     "/v1/probes": ("probe", ["early", "risk", "truthfulness"]),
-    "/v1/saes": ("sae", ["bare", "features"]),
+    "/v1/saes": ("sae", ["bare", "features", "topk"]),
 }
 NEW_VECTOR = artefact("vector", {"name": "new"}, rows(50, "layer.0"))
 
@@ -132,7 +132,7 @@ async def test_capabilities(server: FakeServer, client: Client) -> None:
         5,
         [0, 1, 2, 3, 4],
     )
-    assert shown["operations"] == ["add"]
+    assert shown["operations"] == ["add", "ablate", "set", "cap", "clamp", "min_clamp"]
     assert shown["probes"] == ["early", "risk", "truthfulness"]
     assert shown["default_probes"] == []
     limits, layout = Limits(), EngineLayout()

@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 from pilothouse.core.errors import BadRequest
 from pilothouse.core.plans import Plan
 
+GATE = {"probe": "risk", "when": "above", "threshold": 0.5}
+ZERO = {"inline": {"layers": {"3": b64(np.zeros(D_MODEL))}}}
+
 # (entry of `steering`, the path behind steering[0])
 BAD_EDITS: list[tuple[Any, str]] = [
     ({}, ""),
@@ -42,12 +45,22 @@ BAD_EDITS: list[tuple[Any, str]] = [
     ({"inline": {"layers": {"\ud800": ONES}}}, ".inline.layers.\\ud800"),
     ({"inline": {"layers": {"3": ONES}, "more": 1}}, ".inline.more"),
     ({**HONEST, "op": "subtract"}, ".op"),
-    ({**HONEST, "op": "ablate"}, ".op"),
-    ({**HONEST, "op": "set"}, ".op"),
-    ({**HONEST, "op": "cap", "min": 0, "max": 1}, ".op"),
-    ({"sae": "features", "feature": 1, "op": "clamp"}, ".op"),
-    ({"sae": "features", "feature": 1, "op": "min_clamp"}, ".op"),
+    ({**HONEST, "op": "ablate", "strength": -0.1}, ".strength"),
+    ({**HONEST, "op": "ablate", "strength": 2.1}, ".strength"),
+    ({**HONEST, "op": "ablate", "unit": "resid_norm"}, ".unit"),
+    ({**ZERO, "op": "ablate"}, ""),
+    ({**ZERO, "op": "set"}, ""),
+    ({**HONEST, "op": "set", "strength": 1e39}, ".strength"),
+    ({**HONEST, "op": "cap"}, ""),
+    ({**HONEST, "op": "cap", "min": 1, "max": 0}, ".min"),
+    ({**HONEST, "op": "cap", "max": 1e39}, ".max"),
+    ({**HONEST, "op": "cap", "max": 1, "strength": 3}, ".strength"),
+    ({**HONEST, "op": "clamp"}, ".op"),
+    ({**INLINE, "op": "min_clamp"}, ".op"),
+    ({"sae": "topk", "feature": 1, "op": "clamp"}, ".op"),
+    ({"sae": "bare", "feature": 1, "op": "clamp", "unit": "max_act"}, ".unit"),
     ({**HONEST, "min": 0}, ".min"),
+    ({**HONEST, "op": "set", "max": 0}, ".max"),
     ({**HONEST, "strength": "4"}, ".strength"),
     ({**HONEST, "strength": True}, ".strength"),
     ({**HONEST, "strength": None}, ".strength"),
@@ -88,10 +101,18 @@ BAD_EDITS: list[tuple[Any, str]] = [
     ({**HONEST, "positions": {"from": -3, "to": 0}}, ".positions"),
     ({**HONEST, "positions": {"from": -1, "to": 2}}, ".positions"),
     ({**HONEST, "positions": {"from": 500, "to": -1}}, ".positions"),
-    ({**HONEST, "preserve_norm": True}, ".preserve_norm"),
     ({**HONEST, "preserve_norm": 0}, ".preserve_norm"),
-    ({**HONEST, "gate": {"probe": "risk", "when": "above", "threshold": 0.5}}, ".gate"),
     ({**HONEST, "gate": False}, ".gate"),
+    ({**HONEST, "gate": {**GATE, "probe": "luck"}}, ".gate.probe"),
+    ({**HONEST, "gate": {**GATE, "probe": "early"}}, ".gate.probe"),
+    ({**HONEST, "layers": "all", "gate": GATE}, ".gate.probe"),
+    ({**HONEST, "gate": {**GATE, "when": "beside"}}, ".gate.when"),
+    ({**HONEST, "gate": {**GATE, "threshold": float("nan")}}, ".gate.threshold"),
+    ({**HONEST, "gate": {**GATE, "threshold": "0.5"}}, ".gate.threshold"),
+    ({**HONEST, "gate": {**GATE, "scope": "sequence"}}, ".gate.scope"),
+    ({**HONEST, "gate": {**GATE, "action": "shout"}}, ".gate.action"),
+    ({**HONEST, "gate": {**GATE, "more": 1}}, ".gate.more"),
+    ({**HONEST, "gate": {"probe": "risk", "when": "above"}}, ".gate.threshold"),
     ({**HONEST, "weight": 2}, ".weight"),
     ({**HONEST, "\ud800": 2}, ""),
 ]
@@ -110,7 +131,13 @@ BAD_BODIES: list[tuple[dict[str, Any], str]] = [
     ({"probes": ["luck"]}, "probes[0]"),
     ({"probes": ["risk", 3]}, "probes[1]"),
     ({"probes": ["risk", "risk"]}, "probes[1]"),
-    ({"probes": [{"sae": "features", "feature": 1}]}, "probes[0]"),
+    ({"probes": [{"sae": "nothing", "feature": 1}]}, "probes[0].sae"),
+    ({"probes": [{"sae": "features", "feature": 4}]}, "probes[0].feature"),
+    ({"probes": [{"sae": "topk", "feature": 1}]}, "probes[0].feature"),
+    ({"probes": [{"sae": "features", "feature": "1"}]}, "probes[0].feature"),
+    ({"probes": [{"sae": "features"}]}, "probes[0].feature"),
+    ({"probes": [{"sae": "features", "feature": 1}] * 2}, "probes[1]"),
+    ({"probes": {"names": [{"sae": "features", "feature": 9}]}}, "probes.names[0].feature"),
     ({"probes": {"sae": "features"}}, "probes.sae"),
     ({"probes": {"names": "risk"}}, "probes.names"),
     ({"probes": {"names": None}}, "probes.names"),
@@ -153,8 +180,17 @@ async def test_other_fields_are_not_ours(client: Client, name: str) -> None:
     assert (await client.chat(**{name: 1})).status_code == 200
 
 
-async def test_what_is_not_compiled_in_is_said_so(client: Client) -> None:
-    response = await client.chat(steering=[{"vector": "honest", "op": "ablate"}])
+@pytest.mark.parametrize(
+    ("more", "key"), [({"op": "ablate"}, "op"), ({"preserve_norm": True}, "preserve_norm"), ({"gate": GATE}, "gate")]
+)
+async def test_what_is_not_compiled_in_is_said_so(
+    server: FakeServer, client: Client, more: dict[str, Any], key: str
+) -> None:
+    edit = {**HONEST, **more}
+    assert (await client.chat(steering=[edit])).status_code == 200
+    server.extension._planner._layout = type(server.layout)(chain_steps=0)  # type: ignore[attr-defined]
+    response = await client.chat(steering=[edit])
+    assert_refused(response, f"steering[0].{key}")
     message = response.json()["error"]["message"]
     assert "compiled in" in message
     assert message.endswith("add")

@@ -48,6 +48,8 @@ TRUTH_ROWS = rows(3, "weight.1", "weight.3", "mean.1", "mean.3") | {
 }
 RISK_ROWS = rows(4, "weight.2")
 EARLY_ROWS = rows(5, "weight.4")
+SAE_ENCODER = np.random.default_rng(7).standard_normal((D_MODEL, len(MAX_ACTS))).astype(np.float32)
+SAE_BIASES = np.random.default_rng(8).standard_normal(D_MODEL + len(MAX_ACTS)).astype(np.float32)
 SAE_DECODER = np.random.default_rng(6).standard_normal((len(MAX_ACTS), D_MODEL)).astype(np.float32)
 
 
@@ -71,11 +73,12 @@ def write_all(folder: Path, **config: Any) -> ServerConfig:
         path.write_bytes(artefact(kind, card, tensors))
     write_sae(folder / "saes" / "features", {"max_act": MAX_ACTS})
     write_sae(folder / "saes" / "bare", {})
+    write_sae(folder / "saes" / "topk", {"max_act": MAX_ACTS}, architecture="topk", k=2)
     paths = {kind: (str(folder / kind),) for kind in ("vectors", "probes", "saes")}
     return ServerConfig(**{**paths, "admin_key": ADMIN, **config})
 
 
-def write_sae(folder: Path, more: Mapping[str, Float32]) -> None:
+def write_sae(folder: Path, more: Mapping[str, Float32], **settings: Any) -> None:
     """A SAELens folder at layer 2."""
     folder.mkdir(parents=True)
     cfg = {
@@ -84,13 +87,14 @@ def write_sae(folder: Path, more: Mapping[str, Float32]) -> None:
         "d_sae": len(MAX_ACTS),
         "normalize_activations": "none",
         "metadata": {"hook_name": "blocks.2.hook_resid_post"},
+        **settings,
     }
     (folder / "cfg.json").write_text(json.dumps(cfg))
     tensors = {
         "W_dec": SAE_DECODER,
-        "W_enc": np.ascontiguousarray(SAE_DECODER.T),
-        "b_dec": np.zeros(D_MODEL, dtype=np.float32),
-        "b_enc": np.zeros(len(MAX_ACTS), dtype=np.float32),
+        "W_enc": SAE_ENCODER,
+        "b_dec": SAE_BIASES[:D_MODEL],
+        "b_enc": SAE_BIASES[D_MODEL:],
         **more,
     }
     (folder / "sae_weights.safetensors").write_bytes(save(tensors))

@@ -11,7 +11,7 @@ import pytest
 from transformers import LlamaConfig
 
 from pilothouse.cli.main import main
-from pilothouse.core.plans import Direction
+from pilothouse.core.directions import Direction
 from pilothouse.core.sites import SITE
 from pilothouse.probing import Probe, save_probe
 from pilothouse.steering import Vector, save_vector

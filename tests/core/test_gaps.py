@@ -8,9 +8,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pilothouse.core.directions import Direction
+from pilothouse.core.edits import Edit, PositionRange
 from pilothouse.core.gaps import Gap, asked_for, describe_gaps, find_gaps
 from pilothouse.core.messages import Reading
-from pilothouse.core.plans import Direction, Edit, Plan, PositionRange, Readout
+from pilothouse.core.plans import Plan, Readout
 from pilothouse.core.records import GapKind
 from pilothouse.core.tracks import ChoiceTrack
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pilothouse.core.config import EngineLayout
+from pilothouse.core.directions import Direction
 from pilothouse.core.messages import ReadoutLoad, RequestOrders, SlotLoad, StepOrders, WireEdit, WireSpan
-from pilothouse.core.plans import Direction
 from pilothouse.engine.board import Board
 from pilothouse.engine.sites import Site, StepBuffers
 

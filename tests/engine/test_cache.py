@@ -16,7 +16,8 @@ from engine_support import plans as make
 from engine_support.harness import Engine, Reference, Result
 from engine_support.parity import LOGPROB_TOLERANCE, check
 
-from pilothouse.core.plans import Plan, PositionRange
+from pilothouse.core.edits import PositionRange
+from pilothouse.core.plans import Plan
 
 pytestmark = pytest.mark.engine
 

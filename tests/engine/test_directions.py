@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pilothouse.core.directions import Direction
 from pilothouse.core.messages import WireDirections
-from pilothouse.core.plans import Direction
 from pilothouse.engine.client import Courier
 from pilothouse.engine.directions import DirectionStore
 

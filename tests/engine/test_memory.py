@@ -11,8 +11,10 @@ import pytest
 import torch
 from engine_support.harness import Engine, Reference
 
+from pilothouse.core.directions import Direction
+from pilothouse.core.edits import Edit, Positions
 from pilothouse.core.messages import WireDirections
-from pilothouse.core.plans import Direction, Edit, Plan, Positions, Readout
+from pilothouse.core.plans import Plan, Readout
 from pilothouse.engine.client import Courier
 
 pytestmark = pytest.mark.engine

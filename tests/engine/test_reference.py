@@ -18,6 +18,7 @@ from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward as gemma2_attention
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as gpt_oss_attention
 
+from pilothouse.core.edits import OPERATIONS
 from pilothouse.core.plans import Plan
 from pilothouse.engine.reference import NoReferenceError, ReferenceAnswer, ReferenceRequest, causal_attention, decode
 
@@ -32,7 +33,9 @@ def ask(engine: Engine, prompt: list[int], generated: list[int], plan: Plan) -> 
 def test_it_agrees_with_hugging_face_and_the_engine_with_both(which: str, request: pytest.FixtureRequest) -> None:
     engine, hugging_face = request.getfixturevalue(which)
     rng = np.random.default_rng(21)
-    prompts, plans = make.prompts(rng, 12, longest=40), make.mixed_plans(rng, 12)
+    prompts, plans = make.prompts(rng, 36, longest=40), make.mixed_plans(rng, 12) + make.chained_plans(rng, 12)
+    changes = [make.chained_edit(rng, op, [0, 1], "all") for op in 2 * OPERATIONS]
+    plans += [make.gated(rng, change, "token", 0.0) for change in changes]
     scored = 0
     for prompt, plan, result in zip(prompts, plans, engine.run(prompts, plans, 6), strict=True):
         answer = ask(engine, prompt, result.token_ids, plan)

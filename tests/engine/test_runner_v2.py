@@ -20,6 +20,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner, sort_batch_req_ids
 
 from pilothouse.core.config import EngineLayout
+from pilothouse.core.directions import Direction
 from pilothouse.core.messages import (
     ORDERS_ATTRIBUTE,
     READINGS_ATTRIBUTE,
@@ -31,7 +32,6 @@ from pilothouse.core.messages import (
     WireEdit,
     WireSpan,
 )
-from pilothouse.core.plans import Direction
 from pilothouse.engine.board import Board
 from pilothouse.engine.runner import OutputWithReadings, SteeringRunnerV1, SteeringRunnerV2, give_sites
 from pilothouse.engine.sites import install_sites

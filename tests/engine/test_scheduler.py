@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_support.fake_model import edit, make_ask, probe
+from engine_support.fake_model import chained, edit, gate, make_ask, probe
 from engine_support.fake_worker import MODES, FakeEngine, Mode, check_idle, check_result, save_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pilothouse.core.config import EngineLayout
-from pilothouse.core.plans import Plan, PositionRange
+from pilothouse.core.edits import PositionRange
+from pilothouse.core.plans import Plan
 from pilothouse.engine import scheduler as scheduler_module
 
-ONE_PLAN = EngineLayout(slots=1, rows_per_slot=2, readouts=1)
+ONE_PLAN = EngineLayout(slots=1, rows_per_slot=2, chains=1, chain_steps=1, readouts=1)
 
 
 # More content than two slots and three columns hold; some plans share a slot at other positions, some share columns.
@@ -33,6 +34,12 @@ PLANS = (
     Plan((edit(4, "last_prompt"),), (probe(13),), prompt_scores=True),
     Plan((), (probe(11), probe(12, (1,)), probe(13)), prompt_scores=True),
     Plan((edit(1, "all", strength=0.0),), (probe(14), probe(14))),
+    Plan((chained(1, "all"),)),
+    Plan((edit(1, "all"), chained(2, "generation", preserve_norm=True), chained(3, PositionRange(2, 6)))),
+    Plan((chained(1, "all", gate=gate(11, 0.5)),), (probe(11),)),
+    Plan((chained(1, "generation", gate=gate(13, 0.5)),), (probe(12, (1,)), probe(13)), prompt_scores=True),
+    Plan((chained(4, "all", gate=gate(11, 0.05, "rest")), chained(2, "prompt")), (probe(11),)),
+    Plan((edit(2, "all", gate=gate(13, 0.1, stops=True)),), (probe(13),), prompt_scores=True),
 )
 
 
@@ -168,8 +175,12 @@ def steps_until_served(engine: FakeEngine, popular: Plan, rare: Plan, limit: int
 
 scarce = pytest.mark.parametrize(
     ("popular", "rare"),
-    [(PLANS[1], OTHER), (Plan((), (probe(11),)), Plan((), (probe(12),)))],
-    ids=["slots", "columns"],
+    [
+        (PLANS[1], OTHER),
+        (Plan((chained(1, "all"),)), Plan((chained(2, "all"),))),
+        (Plan((), (probe(11),)), Plan((), (probe(12),))),
+    ],
+    ids=["slots", "chains", "columns"],
 )
 
 

@@ -37,6 +37,8 @@ SIGNATURES: list[tuple[Any, str, list[str]]] = [
     (Scheduler, "add_request", ["self", "request"]),
     (Scheduler, "_handle_blocked_waiting_request", ["self", "request"]),
     (Scheduler, "_free_request", ["self", "request", "delay_free_blocks"]),
+    (Scheduler, "_update_request_with_output", ["self", "request", "new_token_ids", "is_stale"]),
+    (AsyncScheduler, "_update_request_with_output", ["self", "request", "new_token_ids", "is_stale"]),
     (Scheduler, "_get_local_prefix_cache_hit", ["self", "request"]),
     (Scheduler, "reset_prefix_cache", ["self", "reset_running_requests", "reset_connector"]),
     (KVCacheManager, "prefix_cache_lookup_enabled", ["self", "request"]),

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pilothouse.core.config import EngineLayout
+from pilothouse.core.directions import Direction
+from pilothouse.core.edits import Edit, PositionRange, Positions
 from pilothouse.core.errors import BadRequest
 from pilothouse.core.messages import CacheSpan, plan_decoder, plan_encoder
-from pilothouse.core.plans import END, Direction, Edit, Plan, PositionRange, Positions, resolve_positions, segments
+from pilothouse.core.plans import END, Plan, resolve_positions, segments
 from pilothouse.engine.prefix_cache import edit_keys
 from pilothouse.engine.wire import largest_edit, resolve
 

@@ -18,8 +18,19 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from engine_support.fake_model import D_MODEL, LAYERS, Ask, enter, leave, read, sample
+from engine_support.fake_model import (
+    D_MODEL,
+    LAYERS,
+    Ask,
+    enter,
+    gate_bytes,
+    leave,
+    read,
+    sample,
+    step_bytes,
+)
 from pilothouse.core.config import LAYOUT_KEY, EngineLayout
+from pilothouse.core.directions import Direction
 from pilothouse.core.messages import (
     DIRECTIONS_KEY,
     ORDERS_ATTRIBUTE,
@@ -32,7 +43,6 @@ from pilothouse.core.messages import (
     plan_encoder,
     reading_decoder,
 )
-from pilothouse.core.plans import Direction
 from pilothouse.core.tracks import ChoiceTrack
 from pilothouse.engine.board import Board
 from pilothouse.engine.client import Courier
@@ -111,10 +121,11 @@ class FakeWorker:
         order = {request_id: i for i, request_id in enumerate(scheduled)}
         counts, starts = [scheduled[r] for r in batch], [self._states[r].computed for r in batch]
         self.board.map_tokens(batch, np.array(counts), np.array(starts))
-        banks = [site.edits.numpy() for site in self.board.sites.values()]
+        sites = list(self.board.sites.values())
         columns = np.concatenate([site.readouts.numpy() for site in self.board.sites.values()], axis=1)
         weights = [column.tobytes() for column in columns]
-        rows, scores = self.board.buffers.rows.tolist(), self.board.buffers.scores.numpy()
+        buffers = self.board.buffers
+        rows, chains, scores = buffers.rows.tolist(), buffers.chains.tolist(), buffers.scores.numpy()
         sampled: list[list[int]] = [[] for _ in batch]
         offsets = np.cumsum(counts) - counts
         # In the order of scheduling, whatever that of the batch: a request may use blocks that another fills in the
@@ -124,13 +135,15 @@ class FakeWorker:
             state = self._states[request_id]
             stream = 0
             for position in range(start, start + count):
-                change = np.concatenate([bank[rows[token]] for bank in banks])
-                wanted = self._asks[request_id].change(position)
-                assert change.tolist() == wanted.tolist(), f"{request_id} ran under another plan at {position}"
+                change = b"".join(site.edits[rows[token]].numpy().tobytes() for site in sites)
+                change += self._chain(chains[token], buffers.gains[token], weights)
+                ask = self._asks[request_id]
+                wanted = ask.change(position, ask.reference[1].tolist())
+                assert change == wanted, f"{request_id} ran under another plan at {position}"
                 before = self._cache[self._place(state, position - 1)] if position else 0
                 stream = enter(before, state.tokens[position])
                 scores[token] = [read(stream, w) for w in weights]
-                stream = leave(stream, change.tobytes())
+                stream = leave(stream, change)
                 self._cache[self._place(state, position)] = stream
                 token += 1
             done = start + count == len(state.tokens)
@@ -138,6 +151,21 @@ class FakeWorker:
             state.tokens.extend(sampled[i])
         self.forwarded.append({r: range(s, s + c) for r, s, c in zip(batch, starts, counts, strict=True)})
         return sampled
+
+    def _chain(self, chain: int, gains: torch.Tensor, weights: list[bytes]) -> bytes:
+        """The steps of a chain that act, as the banks hold them."""
+        shown = b""
+        for k in torch.nonzero(gains).flatten().tolist():
+            banks = [site.bank for site in self.board.sites.values()]
+            numbers = [bank.numbers[chain, k].tolist() for bank in banks]
+            for bank, found in zip(banks, numbers, strict=True):
+                rows = bank.writers[chain, k].numpy(), bank.readers[chain, k].numpy()
+                shown += step_bytes(*rows, found[:6], found[6] > 0)
+            columns, (sign, level) = {int(bank.columns[chain, k]) for bank in banks}, numbers[0][7:]
+            if sign:
+                (column,) = columns
+                shown += gate_bytes(weights[column], sign > 0, sign * level)
+        return shown
 
     @staticmethod
     def _place(state: _State, position: int) -> tuple[int, int]:
@@ -207,7 +235,7 @@ class FakeEngine:
         from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 
         init_none_hash(sha256)
-        self.layout = layout or EngineLayout(slots=2, rows_per_slot=4, readouts=3)
+        self.layout = layout or EngineLayout(slots=2, rows_per_slot=4, chains=2, chain_steps=2, readouts=3)
         self.scheduler = build_scheduler(model, self.layout, mode, blocks, **limits)
         self.asks: dict[str, Ask] = {}
         self.tracks: dict[str, ChoiceTrack] = {}
@@ -310,7 +338,7 @@ class FakeEngine:
     def _check_edited(self, request_id: str, reading: Reading) -> None:
         ask = self.asks[request_id]
         for start, count, edited in reading.runs:
-            wanted = sum(bool(ask.change(p).any()) for p in range(start, start + count))
+            wanted = sum(ask.edited(p) for p in range(start, start + count))
             assert edited == wanted, f"{request_id}: {edited} positions edited from {start}, should be {wanted}"
 
     def _end(self, request_id: str, how: str) -> None:
@@ -359,7 +387,7 @@ def check_result(engine: FakeEngine, request_id: str, overran: bool = False) -> 
 def check_idle(engine: FakeEngine) -> None:
     """Nothing is kept of requests that are over."""
     scheduler = engine.scheduler
-    for table in (scheduler.pilothouse_slots, scheduler.pilothouse_columns):
+    for table in (scheduler.pilothouse_slots, scheduler.pilothouse_chains, scheduler.pilothouse_columns):
         table.check_integrity()
         assert table.held == 0
     for name in ("_held", "_pinned", "_refused", "_buffers", "_reserved", "_retired"):

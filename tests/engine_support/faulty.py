@@ -48,6 +48,11 @@ def one_edit_is_left_out(board: Any) -> None:
 
 
 @fault
+def steps_are_left_out(board: Any) -> None:
+    board._write_chains = lambda token_lines, positions: token_lines < 0
+
+
+@fault
 def scores_are_not_written(board: Any) -> None:
     for site in board.sites.values():
         site.read = lambda stream: None

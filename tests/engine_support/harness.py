@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from vllm import envs
 
+from engine_support.changes import Float64, first_met, visit
 from pilothouse.core.config import EngineLayout
 from pilothouse.core.messages import (
     DIRECTIONS_KEY,
@@ -25,7 +26,7 @@ from pilothouse.core.messages import (
     plan_encoder,
     reading_decoder,
 )
-from pilothouse.core.plans import Plan, edit_spans
+from pilothouse.core.plans import END, Plan, edit_spans
 from pilothouse.core.sites import Float32
 from pilothouse.core.tracks import ChoiceTrack
 from pilothouse.engine.client import Courier
@@ -40,7 +41,8 @@ _HERE: list[Engine] = []
 class Result:
     """One generated sequence: its tokens, log-probabilities of each, and what was reported of its positions.
 
-    runs: the stretches [first, stop) that were forwarded one after the other; edited: positions reported as edited.
+    runs: the stretches [first, stop) that were forwarded one after the other; edited: positions reported as edited;
+    ended: why it ended.
     """
 
     token_ids: list[int]
@@ -49,6 +51,7 @@ class Result:
     cached_tokens: int
     runs: list[tuple[int, int]]
     edited: int
+    ended: tuple[str | None, int | str | None]
 
 
 @dataclass(eq=False)
@@ -176,7 +179,7 @@ class Engine:
     def _attach(self, params: Any, plan: Plan, n_prompt: int) -> None:
         wire, _ = resolve(plan, n_prompt, self.layout)
         params.extra_args = {PLAN_KEY: plan_encoder.encode(wire)}
-        parcel = self._courier.parcel([e.direction for e in plan.edits] + [r.direction for r in plan.readouts])
+        parcel = self._courier.parcel(plan.directions)
         if parcel is not None:
             params.extra_args[DIRECTIONS_KEY] = directions_encoder.encode(parcel)
 
@@ -217,7 +220,7 @@ def tight_engine(model: Path, blocks: int = 14) -> Engine:
     preempts, the more so since requests begin before the cache has room for all of their prompt."""
     return Engine(
         model,
-        EngineLayout(slots=2, readouts=4),
+        EngineLayout(slots=2, chains=2, readouts=4),
         in_process=True,
         enforce_eager=True,
         block_size=32,
@@ -235,7 +238,8 @@ def _result(choice: Any, track: ChoiceTrack, readings: list[Reading], cached: in
         if runs and runs[-1][1] == start:
             start, count = runs[-1][0], start + count - runs.pop()[0]
         runs.append((start, start + count))
-    return Result(list(choice.token_ids), logprobs, track, cached, runs, edited)
+    ended = (choice.finish_reason, choice.stop_reason)
+    return Result(list(choice.token_ids), logprobs, track, cached, runs, edited, ended)
 
 
 def _start(arguments: dict[str, Any]) -> Any:
@@ -282,8 +286,27 @@ class Reference:
 
     @torch.inference_mode()
     def run(self, prompt: Sequence[int], generated: Sequence[int], plan: Plan | None) -> tuple[Float32, Float32]:
-        """Teacher-forced: log-probabilities [n_generated, vocabulary] and raw readouts [n_tokens, n_readouts]."""
+        """Teacher-forced: log-probabilities [n_generated, vocabulary] and raw readouts [n_tokens, n_readouts].
+
+        What a latch sees up to the position where it opens does not depend on what it does behind it, so each is found
+        by a run with those that open before it.
+        """
         plan = plan or Plan()
+        latched = {i for i, edit in enumerate(plan.edits) if edit.gate is not None and edit.gate.latched}
+        opened = [END] * len(plan.edits)
+        while True:
+            predicted, raw = self._run(prompt, generated, plan, opened)
+            found = {i: first_met(plan.edits[i], plan, raw) for i in latched if opened[i] == END}
+            first = min(found.values(), default=END)
+            if first == END:
+                return predicted, raw.astype(np.float32)
+            for i, position in found.items():
+                if position == first:
+                    opened[i] = first
+
+    def _run(
+        self, prompt: Sequence[int], generated: Sequence[int], plan: Plan, opened: Sequence[int]
+    ) -> tuple[Float32, Float64]:
         tokens = [*prompt, *generated]
         spans = edit_spans(plan.edits, len(prompt))
         raw = np.zeros((len(tokens), len(plan.readouts)), dtype=np.float64)
@@ -294,11 +317,8 @@ class Reference:
                 for k, readout in enumerate(plan.readouts):
                     if layer in readout.direction.layers:
                         raw[:, k] += stream[0].double().numpy() @ readout.direction.layers[layer].astype(np.float64)
-                for change, (start, stop) in zip(plan.edits, spans, strict=True):
-                    if layer in change.coefficients:
-                        row = torch.from_numpy(np.asarray(change.direction.layers[layer], dtype=np.float32).copy())
-                        stream = stream.clone()
-                        stream[0, start:stop] += change.coefficients[layer] * row
+                after = visit(stream[0].double().numpy(), layer, plan, spans, raw, opened)
+                stream = torch.from_numpy(after.astype(np.float32))[None]
                 return (stream, *output[1:]) if isinstance(output, tuple) else stream
 
             return edit
@@ -310,4 +330,4 @@ class Reference:
             for handle in handles:
                 handle.remove()
         predicted = torch.log_softmax(logits[len(prompt) - 1 : len(tokens) - 1], dim=-1)
-        return predicted.numpy(), raw.astype(np.float32)
+        return predicted.numpy(), raw

@@ -12,11 +12,14 @@ SCORE_TOLERANCE = 1e-4
 LOGPROB_TOLERANCE = 1e-4
 
 
-def check(reference: Reference, prompt: list[int], plan: Plan, result: Result) -> int:
-    """Assert that a result equals the reference; the number of scores compared."""
+def check(
+    reference: Reference, prompt: list[int], plan: Plan, result: Result, tolerance: float = LOGPROB_TOLERANCE
+) -> int:
+    """Assert that a result equals the reference, log-probabilities within `tolerance` nats; the number of scores
+    compared."""
     logprobs, raw = reference.run(prompt, result.token_ids, plan)
     expected = [float(logprobs[i, token]) for i, token in enumerate(result.token_ids)]
-    np.testing.assert_allclose(result.logprobs, expected, atol=LOGPROB_TOLERANCE)
+    np.testing.assert_allclose(result.logprobs, expected, atol=tolerance)
     if not plan.readouts:
         return 0
     # The last generated token is never fed back, so it has no score.

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any, Literal
+
 import numpy as np
 
-from pilothouse.core.plans import Direction, Edit, Plan, PositionRange, Positions, Readout
+from pilothouse.core.directions import Direction
+from pilothouse.core.edits import OF_FEATURE, OPERATIONS, Edit, Gate, Operation, PositionRange, Positions, Reader
+from pilothouse.core.plans import Plan, Readout
 
 POSITIONS: tuple[Positions, ...] = (
     "all",
@@ -25,6 +30,55 @@ def edit(rng: np.random.Generator, layers: list[int], positions: Positions, stre
     return Edit(
         "inline", found, {layer: strength * float(rng.normal()) for layer in layers}, positions, source="inline"
     )
+
+
+def chained_edit(
+    rng: np.random.Generator, op: Operation, layers: list[int], positions: Positions, **settings: Any
+) -> Edit:
+    """An edit of any kind, of a size that shows."""
+    found = direction(rng, layers)
+    feature = op in OF_FEATURE
+    reader = Reader(direction(rng, layers), float(rng.normal()), float(abs(rng.normal()))) if feature else None
+    values = {"add": 2.0, "ablate": 1.0, "set": 6.0, "cap": 1.0, "clamp": 3.0, "min_clamp": 3.0}
+    bounds = dict.fromkeys(layers, (-1.0, 0.5)) if op == "cap" else {}
+    return Edit(
+        "inline",
+        found,
+        dict.fromkeys(layers, values[op]),
+        positions,
+        op=op,
+        source="inline",
+        bounds=bounds,
+        reader=reader,
+        **settings,
+    )
+
+
+def chained_plans(rng: np.random.Generator, n: int, most: int = 4) -> list[Plan]:
+    """Distinct plans of up to `most` edits of every kind and selector at layers 1 and 2, some of which keep norms."""
+    plans = []
+    for i in range(n):
+        edits = tuple(
+            chained_edit(
+                rng,
+                OPERATIONS[int(rng.integers(len(OPERATIONS)))] if j else OPERATIONS[i % len(OPERATIONS)],
+                [[1], [2], [1, 2]][int(rng.integers(3))],
+                POSITIONS[int(rng.integers(len(POSITIONS)))] if j else POSITIONS[(i // 2) % len(POSITIONS)],
+                preserve_norm=bool(rng.integers(4) == 0),
+            )
+            for j in range(1 + i % most)
+        )
+        plans.append(Plan(edits, (readout(rng, [1, 2, 3]),), prompt_scores=i % 3 == 1))
+    return plans
+
+
+def gated(
+    rng: np.random.Generator, change: Edit, scope: Literal["token", "rest"], far: float, stops: bool = False
+) -> Plan:
+    """`change` behind a gate that a random readout at layer 0 opens where it is beyond `far`, up or down."""
+    probe, above = readout(rng, [0]), bool(rng.integers(2))
+    gate = Gate("probe", probe.direction, above, far if above else -far, scope, stops)
+    return Plan((replace(change, gate=gate),), (probe,), prompt_scores=bool(rng.integers(2)))
 
 
 def readout(rng: np.random.Generator, layers: list[int]) -> Readout:

@@ -11,9 +11,10 @@ import pytest
 
 from pilothouse.core.messages import SlotLoad, StepReadings
 from pilothouse.engine import prefix_cache
-from pilothouse.engine.board import Board, Ints, SpanTable
+from pilothouse.engine.board import Board
 from pilothouse.engine.scheduler import SteeringScheduler
 from pilothouse.engine.score_store import ScoreStore
+from pilothouse.engine.spans import Ints, SpanTable
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from engine_support import plans as make
 from pilothouse.core.config import EngineLayout
+from pilothouse.core.directions import Direction
+from pilothouse.core.edits import Edit, PositionRange, Positions
 from pilothouse.core.errors import BadRequest
-from pilothouse.core.plans import Direction, Edit, Plan, PositionRange, Positions, Readout
+from pilothouse.core.plans import Plan, Readout
 from pilothouse.engine.wire import resolve
 
 VOCABULARY = 500

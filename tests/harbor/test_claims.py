@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pilothouse.core.plans import Direction, Plan
+from pilothouse.core.directions import Direction
+from pilothouse.core.plans import Plan
 from pilothouse.core.serving import Generated
 from pilothouse.core.sites import SITE, Float32, ModelShape
 from pilothouse.harbor.answers import Question, doubtful_items, is_right

@@ -11,7 +11,9 @@ import pytest
 from engine_support.harness import Reference
 from serve_support.server import Server
 
-from pilothouse.core.plans import Direction, Edit, Plan, PositionRange, Positions, Readout
+from pilothouse.core.directions import Direction
+from pilothouse.core.edits import Edit, PositionRange, Positions
+from pilothouse.core.plans import Plan, Readout
 from pilothouse.harbor.paths import probes_dir, vectors_dir
 from pilothouse.probing import load_probes
 from pilothouse.steering import load_vectors

@@ -226,7 +226,7 @@ def test_lists_cards_and_capabilities(server: Server) -> None:
 def test_a_vector_uploaded_at_run_time_steers_and_a_deleted_one_is_unknown(server: Server, tmp_path: Any) -> None:
     import numpy as np
 
-    from pilothouse.core.plans import Direction
+    from pilothouse.core.directions import Direction
     from pilothouse.core.sites import SITE
     from pilothouse.steering import Vector, save_vector
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pilothouse.core.plans import Direction
+from pilothouse.core.directions import Direction
 from pilothouse.core.sites import SITE
 from pilothouse.harbor.paths import probes_dir, vectors_dir
 from pilothouse.steering import Vector, save_vector

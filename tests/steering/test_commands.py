@@ -14,7 +14,9 @@ from typer.testing import CliRunner, Result
 
 from pilothouse.cli import dose as dose_command
 from pilothouse.cli import vectors
-from pilothouse.core.plans import Direction, Plan, PositionRange
+from pilothouse.core.directions import Direction
+from pilothouse.core.edits import PositionRange
+from pilothouse.core.plans import Plan
 from pilothouse.core.serving import Generated
 from pilothouse.core.sites import Float32, ModelShape
 from pilothouse.probing import Platt, Probe, save_probe

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pilothouse.core.directions import Direction
+from pilothouse.core.edits import PositionRange
 from pilothouse.core.errors import ArtefactError
-from pilothouse.core.plans import END, Direction, Plan, PositionRange, resolve_positions
+from pilothouse.core.plans import END, Plan, resolve_positions
 from pilothouse.core.serving import Generated, SteeredModel
 from pilothouse.core.sites import Float32, ModelShape
 from pilothouse.steering import (

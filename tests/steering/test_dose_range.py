@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pilothouse.core.plans import Direction
+from pilothouse.core.directions import Direction
 from pilothouse.steering import Vector, default_strengths
 from pilothouse.steering.dose_range import Effect, recommend
 

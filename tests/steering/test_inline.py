@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pilothouse.core.directions import digest_rows
 from pilothouse.core.errors import BadRequest
-from pilothouse.core.plans import digest_rows
 from pilothouse.core.sites import Float32, ModelShape
 from pilothouse.steering import decode_inline
 

@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import load, save
 from safetensors.torch import save as save_torch
 
+from pilothouse.core.directions import Direction, digest_rows
 from pilothouse.core.errors import ArtefactError
-from pilothouse.core.plans import Direction, digest_rows
 from pilothouse.core.sites import Float32, ModelShape
 from pilothouse.steering import Vector, load_vector, load_vectors, save_vector, vector_from_bytes
 

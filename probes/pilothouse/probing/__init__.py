@@ -6,6 +6,7 @@ from pilothouse.probing.calibration import Isotonic, Platt
 from pilothouse.probing.evaluation import Evaluation, evaluate_probe
 from pilothouse.probing.probe import Probe
 from pilothouse.probing.probe_file import load_probe, load_probes, probe_from_bytes, save_probe
+from pilothouse.probing.probe_formats import ProbeOptions, import_probe
 from pilothouse.probing.report import write_card
 from pilothouse.probing.scoring import score_items
 from pilothouse.probing.statements import LabelledItem, Span, load_statements
@@ -18,9 +19,11 @@ __all__ = [
     "LabelledItem",
     "Platt",
     "Probe",
+    "ProbeOptions",
     "ProbeStats",
     "Span",
     "evaluate_probe",
+    "import_probe",
     "load_probe",
     "load_probes",
     "load_statements",

@@ -3,6 +3,7 @@
 Every calibration rises with the logit, so the worst logit has the worst score.
 """
 
+import math
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -12,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pilothouse.core.errors import ArtefactError
 
 Float64 = npt.NDArray[np.float64]
+
+_LARGEST_LOGIT = 1e6
+_LOGIT_PRECISION = 1e-9
 
 _CONFIG = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -54,14 +58,52 @@ class Isotonic(BaseModel):
         return np.interp(logits, self.x, self.y)
 
 
+class Rectified(BaseModel):
+    """The activation of an SAE feature, in units of `unit`: the logit where it is above `threshold`, else 0."""
+
+    model_config = _CONFIG
+
+    kind: Literal["rectified"] = "rectified"
+    threshold: Annotated[float, Field(ge=0)]
+    unit: Annotated[float, Field(gt=0)]
+
+    def apply(self, logits: Float64) -> Float64:
+        """Activations, which are not bounded by 1; NaN stays NaN."""
+        active = np.where(logits > self.threshold, logits, 0.0) / self.unit
+        return np.asarray(np.where(np.isnan(logits), np.nan, active), dtype=np.float64)
+
+
+AnyCalibration = Platt | Isotonic | Rectified
+
 CalibrationKind = Literal["platt", "isotonic"]
 Calibration = Annotated[Platt | Isotonic, Field(discriminator="kind")]
 
 
-def calibrate(calibration: Platt | Isotonic | None, logits: npt.ArrayLike) -> Float64:
-    """Scores in [0, 1] of `logits`, by `calibration` or else the plain sigmoid."""
+def calibrate(calibration: AnyCalibration | None, logits: npt.ArrayLike) -> Float64:
+    """Scores of `logits`, by `calibration` or else the plain sigmoid; in [0, 1] but for activations."""
     wide = np.asarray(logits, dtype=np.float64)
     return sigmoid(wide) if calibration is None else calibration.apply(wide)
+
+
+def logit_at(calibration: AnyCalibration | None, score: float, above: bool) -> float:
+    """The logit beyond which calibrated scores are beyond `score`: greater than it when `above`, else less.
+
+    Found by halving, since every calibration rises with the logit; infinite where no logit has such a score, or all.
+    """
+
+    def beyond(logit: float) -> bool:
+        found = float(calibrate(calibration, logit))
+        return found > score if above else found < score
+
+    near, far = (-_LARGEST_LOGIT, _LARGEST_LOGIT) if above else (_LARGEST_LOGIT, -_LARGEST_LOGIT)
+    if beyond(near):
+        return math.copysign(math.inf, near)
+    if not beyond(far):
+        return math.copysign(math.inf, far)
+    while abs(far - near) > _LOGIT_PRECISION * max(1.0, abs(near)):
+        middle = (near + far) / 2
+        near, far = (near, middle) if beyond(middle) else (middle, far)
+    return near
 
 
 def sigmoid(logits: Float64) -> Float64:

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pilothouse.core.artefact import check_fits
-from pilothouse.core.plans import Direction
+from pilothouse.core.directions import Direction
 from pilothouse.core.sites import SITE, Float32, ModelShape
 from pilothouse.probing.aggregation import Aggregate, Alarm, Float64, ProbeStats, summarise
-from pilothouse.probing.calibration import Isotonic, Platt, calibrate
+from pilothouse.probing.calibration import AnyCalibration, calibrate, logit_at
 
 MEASURED = frozenset({"metrics", "reference_histogram"})
 """The keys of a card that hold measurements of the probe, as opposed to what it is."""
@@ -27,6 +27,7 @@ class Probe:
     weights, mean and std are rows [d_model] float32 by layer; a layer without mean or std is not centred or scaled.
     threshold is a score; `alarm` says which side of it is bad. `calibration` is for the aggregated logit and for the
     threshold, `token_calibration` for a token's own score; None means the plain sigmoid. card: the whole JSON card.
+    adhoc: made for one request, so no metric has its name.
     """
 
     name: str
@@ -38,10 +39,11 @@ class Probe:
     bias: float = 0.0
     mean: Mapping[int, Float32] = field(default_factory=dict)
     std: Mapping[int, Float32] = field(default_factory=dict)
-    calibration: Platt | Isotonic | None = None
-    token_calibration: Platt | Isotonic | None = None
+    calibration: AnyCalibration | None = None
+    token_calibration: AnyCalibration | None = None
     model: str | None = None
     card: Mapping[str, Any] = field(default_factory=dict)
+    adhoc: bool = False
 
     @cached_property
     def direction(self) -> Direction:
@@ -110,6 +112,11 @@ class Probe:
         """Each token's own score [n]; NaN stays NaN."""
         return calibrate(self.token_calibration, logits).astype(np.float32)
 
+    def raw_level(self, score: float, above: bool) -> float:
+        """The engine's readout beyond which a token's own score is beyond `score`: greater than it when `above`, else
+        less. Infinite where no token's score can be, or every one's is."""
+        return logit_at(self.token_calibration, score, above) - self.offset
+
     def stats(self, logits: Float32, prompt_end: float | None) -> ProbeStats:
         """Statistics of the generated tokens' logits [n], in order, NaN where a token was not scored.
 
@@ -138,5 +145,5 @@ class Probe:
         return (weight.astype(np.float64) / self.std[layer].astype(np.float64)).astype(np.float32)
 
 
-def _dump(calibration: Platt | Isotonic | None) -> dict[str, Any] | None:
+def _dump(calibration: AnyCalibration | None) -> dict[str, Any] | None:
     return None if calibration is None else calibration.model_dump(mode="json")

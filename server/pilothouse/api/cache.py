@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable
 
-from pilothouse.core.plans import Direction
+from pilothouse.core.directions import Direction
 
 
 class DirectionCache:

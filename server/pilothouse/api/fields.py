@@ -4,16 +4,15 @@ Nothing here knows which vectors, probes or layers exist; `plans` does.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from pilothouse.api.names import PROBES, STEERING, printable, quote
+from pilothouse.core.config import EngineLayout
+from pilothouse.core.edits import OF_FEATURE, OPERATIONS, NamedPositions, Operation, PositionRange, Positions
 from pilothouse.core.errors import BadRequest
-from pilothouse.core.plans import END, NamedPositions, PositionRange, Positions
-
-OPERATIONS = ("add",)
-"""Operations of the contract that this version has compiled in."""
+from pilothouse.core.plans import END
 
 Unit = Literal["raw", "max_act", "resid_norm"]
 Index = Annotated[int, Field(ge=-END, le=END)]
@@ -53,6 +52,16 @@ LayersField = Annotated[
 ]
 
 
+class GateField(_Strict):
+    """`gate`: the edit acts where the probe's score is on one side of the threshold."""
+
+    probe: str
+    when: Literal["above", "below"]
+    threshold: float
+    scope: Literal["token", "rest"] = "token"
+    action: Literal["steer", "stop"] = "steer"
+
+
 class EditField(_Strict):
     """One entry of `steering`."""
 
@@ -60,13 +69,13 @@ class EditField(_Strict):
     sae: str | None = None
     feature: int | None = None
     inline: InlineField | None = None
-    op: Literal["add", "ablate", "set", "cap", "clamp", "min_clamp"] = "add"
+    op: Operation = "add"
     strength: float = 1.0
     unit: Unit | None = None
     layers: LayersField | None = None
     positions: PositionsField = "all"
     preserve_norm: bool = False
-    gate: Any = None
+    gate: GateField | None = None
     min: float | None = None
     max: float | None = None
 
@@ -78,38 +87,47 @@ class EditField(_Strict):
         return self.positions
 
 
+class FeatureField(_Strict):
+    """A feature of an SAE as an entry of `probes`."""
+
+    sae: str
+    feature: int
+
+
+ProbeEntry = Annotated[
+    Annotated[str, Tag(_NAMED)] | Annotated[FeatureField, Tag(_OTHER)],
+    Discriminator(_by_type),
+]
+
+
 class ProbesField(_Strict):
     """`probes`; `names` is None where the server's defaults are meant."""
 
-    names: list[str] | None = None
+    names: list[ProbeEntry] | None = None
     tokens: bool = False
     prompt: bool = False
 
 
 _EDITS = TypeAdapter(list[EditField])
-_NAMES = TypeAdapter(list[str], config=ConfigDict(strict=True))
+_NAMES = TypeAdapter(list[ProbeEntry], config=ConfigDict(strict=True))
 
 
-def parse_steering(value: object) -> list[EditField]:
-    """The entries of `steering`, or BadRequest for the first thing wrong with them."""
+def parse_steering(value: object, layout: EngineLayout) -> list[EditField]:
+    """The entries of `steering`, or BadRequest for the first thing wrong with them, or not compiled in by `layout`."""
     try:
         edits = _EDITS.validate_python(value, strict=True)
     except ValidationError as error:
         raise _first_problem(error, STEERING) from None
     for i, edit in enumerate(edits):
         _check_edit(edit, f"{STEERING}[{i}]")
+        _check_compiled(edit, layout, f"{STEERING}[{i}]")
     return edits
 
 
 def parse_probes(value: object) -> ProbesField:
     """`probes` in either of its forms, or BadRequest for the first thing wrong with it."""
-    if isinstance(value, Mapping) and "sae" in value:
-        raise BadRequest(
-            "this server has not got SAE features compiled in as probes; it has named probes", "probes.sae"
-        )
     try:
         if isinstance(value, list):
-            _reject_sae_entries(value)
             field = ProbesField(names=_NAMES.validate_python(value))
         else:
             field = ProbesField.model_validate(value)
@@ -122,14 +140,6 @@ def parse_probes(value: object) -> ProbesField:
     return field
 
 
-def _reject_sae_entries(entries: list[Any]) -> None:
-    for i, entry in enumerate(entries):
-        if isinstance(entry, Mapping) and "sae" in entry:
-            raise BadRequest(
-                "this server has not got SAE features compiled in as probes; it has named probes", f"probes[{i}]"
-            )
-
-
 def _check_edit(edit: EditField, where: str) -> None:
     """What a type cannot say: one source, operations that are built, ranges that can hold something."""
     sources = [name for name in ("vector", "sae", "inline") if getattr(edit, name) is not None]
@@ -140,17 +150,44 @@ def _check_edit(edit: EditField, where: str) -> None:
         raise BadRequest(f"{where}.feature is required with sae", f"{where}.feature")
     if edit.sae is None and edit.feature is not None:
         raise BadRequest(f"{where}.feature goes with sae only", f"{where}.feature")
-    if edit.op not in OPERATIONS:
-        raise _not_compiled(f"operation {edit.op!r}", f"{where}.op")
-    for key in ("min", "max"):
-        if getattr(edit, key) is not None:
-            raise BadRequest(f"{where}.{key} goes with op 'cap' only", f"{where}.{key}")
-    if edit.preserve_norm:
-        raise _not_compiled("preserve_norm", f"{where}.preserve_norm")
-    if edit.gate is not None:
-        raise _not_compiled("gates", f"{where}.gate")
+    _check_operation(edit, where)
     if isinstance(edit.positions, RangeField):
         _check_range(edit.positions, f"{where}.positions")
+
+
+def _check_operation(edit: EditField, where: str) -> None:
+    if edit.op in OF_FEATURE and edit.sae is None:
+        raise BadRequest(f"operation {edit.op} is for features of an SAE: give sae and feature", f"{where}.op")
+    if edit.op == "ablate" and edit.unit is not None:
+        raise BadRequest(
+            f"{where}.unit does not go with op 'ablate', which takes all of the component", f"{where}.unit"
+        )
+    if edit.op != "cap":
+        for key in ("min", "max"):
+            if getattr(edit, key) is not None:
+                raise BadRequest(f"{where}.{key} goes with op 'cap' only", f"{where}.{key}")
+    elif edit.min is None and edit.max is None:
+        raise BadRequest(f"{where} with op 'cap' needs min, max or both", where)
+    elif edit.min is not None and edit.max is not None and edit.min > edit.max:
+        raise BadRequest(f"{where}.min is greater than max", f"{where}.min")
+
+
+def _check_compiled(edit: EditField, layout: EngineLayout, where: str) -> None:
+    compiled = operations(layout)
+    wants = {"op": f"operation {edit.op!r}" if edit.op not in compiled else ""}
+    wants["preserve_norm"] = "preserve_norm" if edit.preserve_norm and not layout.chain_steps else ""
+    wants["gate"] = "gates" if edit.gate is not None and not layout.chain_steps else ""
+    for key, what in wants.items():
+        if what:
+            names = ", ".join(compiled)
+            raise BadRequest(
+                f"this server has not got {what} compiled in; it has the operations: {names}", f"{where}.{key}"
+            )
+
+
+def operations(layout: EngineLayout) -> tuple[Operation, ...]:
+    """Operations of the contract that an engine of this layout has compiled in."""
+    return OPERATIONS if layout.chain_steps else ("add",)
 
 
 def _check_range(span: RangeField, where: str) -> None:
@@ -158,11 +195,6 @@ def _check_range(span: RangeField, where: str) -> None:
     same_end = (span.start < 0) == (span.stop < 0)
     if (same_end and span.stop <= span.start) or span.stop == 0:
         raise BadRequest(f"{where} from {span.start} to {span.stop} select nothing", where)
-
-
-def _not_compiled(what: str, param: str) -> BadRequest:
-    names = ", ".join(OPERATIONS)
-    return BadRequest(f"this server has not got {what} compiled in; it has the operations: {names}", param)
 
 
 _MESSAGES = {
@@ -189,6 +221,7 @@ _EITHER = {
     "positions": "must be the name of a selector or an object with from and to",
     "layers": "must be null, 'all' or a list of layers",
     PROBES: "must be a list of names or an object with names, tokens and prompt",
+    "entry": "must be the name of a probe or an object with sae and feature",
 }
 
 
@@ -200,7 +233,8 @@ def _first_problem(error: ValidationError, field: str) -> BadRequest:
         return BadRequest(f"{param} must be {first['ctx']['expected']}, not {quote(first['input'])}", param)
     said = _MESSAGES.get(first["type"], printable(first["msg"]))
     if first["type"] in ("model_type", "model_attributes_type", "list_type"):
-        said = _EITHER.get(param.rpartition(".")[2], said)
+        last = param.rpartition(".")[2]
+        said = _EITHER.get("entry" if last.startswith((f"{PROBES}[", "names[")) else last, said)
     shown = "" if first["type"] in ("missing", "extra_forbidden") else f", not {quote(first['input'])}"
     return BadRequest(f"{param} {said}{shown}", param)
 

@@ -5,12 +5,15 @@ Pure ASGI, because Starlette's BaseHTTPMiddleware hides disconnects from the han
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pilothouse.api.errors import TooLargeError, error_response
 from pilothouse.api.names import reject_near_misses, used_fields
+from pilothouse.api.presets import SEPARATOR
+from pilothouse.api.state import ATTRIBUTE
 from pilothouse.core.errors import BadRequest, PilothouseError
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
@@ -51,7 +54,7 @@ class FieldGuard:
             if body is None:
                 return
             if is_guarded(_path(scope)):
-                check_body(body)
+                check_body(body, _presets(scope))
         except PilothouseError as error:
             await error_response(error)(scope, receive, send)
             return
@@ -101,9 +104,10 @@ def is_guarded(path: str) -> bool:
     return _under(bare, _GUARDED)
 
 
-def check_body(body: bytes) -> None:
-    """BadRequest when a JSON body has one of our fields, or what looks like one, at its top level."""
-    if not _SUSPECT.search(body):
+def check_body(body: bytes, presets: Iterable[str] = ()) -> None:
+    """BadRequest when a JSON body has one of our fields, or what looks like one, at its top level, or asks for a model
+    with one of these presets."""
+    if not _SUSPECT.search(body) and not any(name.encode() in body for name in presets):
         return
     try:
         fields: Any = json.loads(body)
@@ -117,6 +121,15 @@ def check_body(body: bytes) -> None:
         routes = " and ".join(sorted(HONOURING))
         raise BadRequest(f"this endpoint cannot honour {used[0]!r}; {routes} can", param=used[0])
     reject_near_misses(fields)
+    _, colon, preset = str(fields.get("model", "")).rpartition(SEPARATOR)
+    if colon and preset in presets:
+        routes = " and ".join(sorted(HONOURING))
+        raise BadRequest(f"this endpoint cannot honour the preset {preset!r}; {routes} can", param="model")
+
+
+def _presets(scope: Scope) -> tuple[str, ...]:
+    state = getattr(scope["app"].state, ATTRIBUTE, None) if "app" in scope else None
+    return state.presets if state is not None else ()
 
 
 def _under(path: str, roots: tuple[str, ...]) -> bool:

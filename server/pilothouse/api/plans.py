@@ -1,54 +1,38 @@
 """From a request's fields to a plan: names resolved, units multiplied in, layers checked against the model."""
 
-import hashlib
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-
-from pilothouse.api.cache import DirectionCache
-from pilothouse.api.fields import EditField, InlineField, ProbesField, Unit, parse_probes, parse_steering
-from pilothouse.api.names import PROBES, STEERING, encodable, quote, reject_near_misses
+from pilothouse.api.edits import EditMaker
+from pilothouse.api.fields import EditField, FeatureField, ProbesField, parse_probes, parse_steering
+from pilothouse.api.names import PROBES, STEERING, reject_near_misses
 from pilothouse.api.registry import Catalogue, Registry
+from pilothouse.api.sources import Sources
 from pilothouse.core.config import EngineLayout, Limits
-from pilothouse.core.errors import ArtefactError, BadRequest
-from pilothouse.core.plans import Direction, Edit, Plan, Readout
+from pilothouse.core.edits import Edit
+from pilothouse.core.errors import BadRequest
+from pilothouse.core.plans import Plan, Readout
 from pilothouse.probing import Probe
-from pilothouse.steering import decode_inline
 
 BEAM_SEARCH = "use_beam_search"
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
-_NAMES_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class Ask:
     """What a request asks for: the plan for the engine, and how its answer is to be shown.
 
-    probes stand in the order of the plan's readouts. steering_given: the client sent `steering`, so it gets receipts
+    probes stand in the order of the plan's readouts, of which gates may have more. tokens, prompt: scores of generated
+    and of prompt tokens are shown. steering_given: the client sent `steering`, so it gets receipts
     even when the list was empty. probes_given: it sent `probes`, so it is owed what the engine fails to read.
     """
 
     plan: Plan = field(default_factory=Plan)
     probes: tuple[Probe, ...] = ()
     tokens: bool = False
+    prompt: bool = False
     steering_given: bool = False
     probes_given: bool = False
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where one edit's direction comes from, and what is known of its scale."""
-
-    kind: Literal["vector", "sae", "inline"]
-    label: str
-    direction: Direction
-    default_layers: tuple[int, ...]
-    resid_norm: Mapping[int, float] = field(default_factory=dict)
-    max_act: float | None = None
-    feature: int | None = None
 
 
 class Planner:
@@ -56,17 +40,17 @@ class Planner:
 
     def __init__(self, registry: Registry, layout: EngineLayout, limits: Limits) -> None:
         self._registry = registry
-        self._shape = registry.shape
         self._layout = layout
         self._limits = limits
-        self._adhoc = DirectionCache(limits.adhoc_cache_bytes)
+        self._sources = Sources(registry.shape, limits.adhoc_cache_bytes)
+        self._edit_maker = EditMaker(self._sources)
 
     def plan(self, fields: Mapping[str, Any]) -> Ask:
         """The plan of a request with these extra top-level fields; BadRequest names the first thing wrong."""
         reject_near_misses(fields)
         catalogue = self._registry.catalogue
         steering_given = STEERING in fields
-        edits = self._edits(parse_steering(fields[STEERING]), catalogue) if steering_given else ()
+        edits = self._edits(parse_steering(fields[STEERING], self._layout), catalogue) if steering_given else ()
         asked = parse_probes(fields[PROBES]) if PROBES in fields else ProbesField()
         if fields.get(BEAM_SEARCH) is True:
             return _without_beams(edits, asked.names != [] and PROBES in fields)
@@ -80,18 +64,29 @@ class Planner:
 
     def _ask(self, edits: tuple[Edit, ...], asked: ProbesField, catalogue: Catalogue, names_at: str = PROBES) -> Ask:
         names = catalogue.default_probes if asked.names is None else asked.names
-        probes = _find_probes(names, catalogue, names_at)
-        if len({p.direction.digest for p in probes}) > self._layout.readouts:
+        probes = self._probes(names, catalogue, names_at)
+        readouts = tuple(Readout(p.name, p.direction) for p in probes) + _gate_readouts(edits, probes)
+        if len({readout.direction.digest for readout in readouts}) > self._layout.readouts:
             raise BadRequest(f"this server reads at most {self._layout.readouts} probes at once", names_at)
-        readouts = tuple(Readout(p.name, p.direction) for p in probes)
-        plan = Plan(edits, readouts, prompt_scores=asked.prompt and bool(probes))
-        return Ask(plan, probes, asked.tokens)
+        shows_prompt = asked.prompt and bool(probes)
+        plan = Plan(edits, readouts, prompt_scores=shows_prompt or any(map(_looks_at_prompt, edits)))
+        return Ask(plan, probes, asked.tokens, shows_prompt)
+
+    def _probes(self, entries: Iterable[str | FeatureField], catalogue: Catalogue, where: str) -> tuple[Probe, ...]:
+        found: dict[str, Probe] = {}
+        for i, entry in enumerate(entries):
+            at = f"{where}[{i}]"
+            probe = self._sources.probe(entry, catalogue, at)
+            if probe.name in found:
+                raise BadRequest(f"probe {probe.name!r} is named twice", at)
+            found[probe.name] = probe
+        return tuple(found.values())
 
     def _edits(self, fields: list[EditField], catalogue: Catalogue) -> tuple[Edit, ...]:
         if len(fields) > self._limits.max_edits:
             raise BadRequest(f"{STEERING} may have {self._limits.max_edits} edits, not {len(fields)}", STEERING)
         self._check_inline_size(fields)
-        return tuple(self._edit(edit, catalogue, f"{STEERING}[{i}]") for i, edit in enumerate(fields))
+        return tuple(self._edit_maker.make(edit, catalogue, f"{STEERING}[{i}]") for i, edit in enumerate(fields))
 
     def _check_inline_size(self, fields: list[EditField]) -> None:
         total = 0
@@ -103,66 +98,6 @@ class Planner:
                     f"inline vectors may have {self._limits.max_inline_bytes} bytes in all", f"{STEERING}[{i}].inline"
                 )
 
-    def _edit(self, asked: EditField, catalogue: Catalogue, where: str) -> Edit:
-        source = self._source(asked, catalogue, where)
-        layers = _choose_layers(asked.layers, source, where)
-        return Edit(
-            label=source.label,
-            direction=source.direction,
-            coefficients={layer: self._coefficient(asked, source, layer, where) for layer in layers},
-            positions=asked.span,
-            op=asked.op,
-            source=source.kind,
-            feature=source.feature,
-        )
-
-    def _source(self, asked: EditField, catalogue: Catalogue, where: str) -> _Source:
-        if asked.vector is not None:
-            vector = catalogue.vectors.get(asked.vector)
-            if vector is None:
-                raise _unknown("steering vector", asked.vector, catalogue.vectors, f"{where}.vector")
-            return _Source("vector", vector.name, vector.direction, tuple(vector.default_layers), vector.resid_norm)
-        if asked.inline is not None:
-            direction = self._inline(asked.inline, f"{where}.inline")
-            return _Source("inline", "inline", direction, tuple(sorted(direction.layers)))
-        return self._feature(asked, catalogue, where)
-
-    def _feature(self, asked: EditField, catalogue: Catalogue, where: str) -> _Source:
-        assert asked.sae is not None
-        assert asked.feature is not None
-        sae = catalogue.saes.get(asked.sae)
-        if sae is None:
-            raise _unknown("SAE", asked.sae, catalogue.saes, f"{where}.sae")
-        feature = asked.feature
-        if not 0 <= feature < sae.d_sae:
-            raise BadRequest(f"SAE {sae.name!r} has features 0 to {sae.d_sae - 1}", f"{where}.feature")
-        key = f"sae|{sae.digest}|{feature}".encode()
-        try:
-            direction = self._adhoc.get(key, lambda: Direction({sae.layer: sae.decoder_row(feature)}))
-            max_act = sae.max_act(feature)
-        except ArtefactError as error:
-            raise BadRequest(f"feature {feature} cannot be used: {error}", f"{where}.feature") from None
-        return _Source("sae", sae.name, direction, (sae.layer,), max_act=max_act, feature=feature)
-
-    def _inline(self, inline: InlineField, where: str) -> Direction:
-        sha = hashlib.sha256(b"inline")
-        for layer, text in sorted(inline.layers.items()):
-            for part in (layer, text):
-                raw = part.encode("utf-8", "surrogatepass")
-                sha.update(len(raw).to_bytes(8, "little"))
-                sha.update(raw)
-        try:
-            return self._adhoc.get(sha.digest(), lambda: decode_inline(inline.layers, self._shape, where))
-        except BadRequest as error:
-            # The path holds a key of the client's own choosing.
-            raise BadRequest(encodable(str(error)), encodable(error.param or where)) from None
-
-    def _coefficient(self, asked: EditField, source: _Source, layer: int, where: str) -> float:
-        value = asked.strength * _unit(asked.unit, source, layer, where)
-        if not math.isfinite(value) or abs(value) * max(1.0, source.direction.peaks[layer]) > _FLOAT32_MAX:
-            raise BadRequest(f"{where}.strength is too large: the edit overflows float32", f"{where}.strength")
-        return value
-
 
 def _without_beams(edits: tuple[Edit, ...], probed: bool) -> Ask:
     """Beam search rebuilds its requests and loses what they carry: it is refused to those who asked for something."""
@@ -171,52 +106,14 @@ def _without_beams(edits: tuple[Edit, ...], probed: bool) -> Ask:
     return Ask()
 
 
-def _unit(asked: Unit | None, source: _Source, layer: int, where: str) -> float:
-    """How much one of `strength` is. An SAE feature without a unit counts in its maximal activation, where known."""
-    unit = asked or ("max_act" if source.max_act is not None else "raw")
-    if unit == "max_act":
-        if source.max_act is None:
-            raise BadRequest(f"no maximal activation is known for this {source.kind}", f"{where}.unit")
-        return source.max_act
-    if unit == "resid_norm":
-        if layer not in source.resid_norm:
-            raise BadRequest(
-                f"no residual norm is known for this {source.kind} at layer {layer}: give unit raw", f"{where}.unit"
-            )
-        return source.resid_norm[layer]
-    return 1.0
+def _looks_at_prompt(edit: Edit) -> bool:
+    """Whether the receipt cannot be made without the gate's readouts of the prompt."""
+    gate = edit.gate
+    return gate is not None and (gate.latched or edit.positions not in ("generation", "last_prompt"))
 
 
-def _choose_layers(asked: Literal["all"] | list[int] | None, source: _Source, where: str) -> tuple[int, ...]:
-    """The layers of an edit, all of them its source's; that those are sites was seen to when the source arrived."""
-    if asked is None:
-        return source.default_layers
-    has = sorted(source.direction.layers)
-    if asked == "all":
-        return tuple(has)
-    for j, layer in enumerate(asked):
-        if layer not in has:
-            known = ", ".join(map(str, has))
-            raise BadRequest(f"this {source.kind} has no layer {quote(layer)}; it has {known}", f"{where}.layers[{j}]")
-        if layer in asked[:j]:
-            raise BadRequest(f"{where}.layers names layer {layer} twice", f"{where}.layers[{j}]")
-    return tuple(sorted(asked))
-
-
-def _find_probes(names: Iterable[str], catalogue: Catalogue, where: str) -> tuple[Probe, ...]:
-    found: dict[str, Probe] = {}
-    for i, name in enumerate(names):
-        probe = catalogue.probes.get(name)
-        if probe is None:
-            raise _unknown("probe", name, catalogue.probes, f"{where}[{i}]")
-        if name in found:
-            raise BadRequest(f"probe {name!r} is named twice", f"{where}[{i}]")
-        found[name] = probe
-    return tuple(found.values())
-
-
-def _unknown(kind: str, name: str, known: Mapping[str, object], param: str) -> BadRequest:
-    listed = sorted(known)
-    more = f" and {len(listed) - _NAMES_SHOWN} more" if len(listed) > _NAMES_SHOWN else ""
-    has = ", ".join(listed[:_NAMES_SHOWN]) + more if listed else "none"
-    return BadRequest(f"there is no {kind} {quote(name)} here; this server has: {has}", param)
+def _gate_readouts(edits: tuple[Edit, ...], probes: tuple[Probe, ...]) -> tuple[Readout, ...]:
+    """Readouts that only gates look at, behind those of the probes."""
+    shown = {probe.direction.digest for probe in probes}
+    gates = {edit.gate.readout.digest: edit.gate for edit in edits if edit.gate is not None}
+    return tuple(Readout(gate.label, gate.readout) for digest, gate in gates.items() if digest not in shown)

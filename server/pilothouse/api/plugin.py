@@ -10,6 +10,7 @@ from starlette.datastructures import State
 
 from pilothouse.api.guard import FieldGuard
 from pilothouse.api.plans import Planner
+from pilothouse.api.presets import Presets, load_presets
 from pilothouse.api.registry import Registry
 from pilothouse.api.results import ResultsStore
 from pilothouse.api.routes import make_router
@@ -85,4 +86,11 @@ def assemble(
         planner.defaults()
     except BadRequest as error:
         raise StartupError(f"--default-probes cannot be served: {error}") from None
-    return Extension(planner, around), ApiState(registry, results, layout, config.limits, config.admin_key)
+    presets = load_presets(config.presets)
+    for name, preset in presets.items():
+        try:
+            planner.plan(preset.fields)
+        except BadRequest as error:
+            raise StartupError(f"{config.presets}: preset {name!r}: {error}") from None
+    state = ApiState(registry, results, layout, config.limits, config.admin_key, presets=tuple(presets))
+    return Extension(planner, around, Presets(presets)), state

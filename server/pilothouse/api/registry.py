@@ -8,9 +8,13 @@ from types import MappingProxyType
 from typing import Any, Literal, Protocol, Self, TypeVar
 
 from pilothouse.api.errors import ConflictError
+from pilothouse.api.features import watched_feature
 from pilothouse.api.names import quote
+from pilothouse.api.presets import Monitor, load_monitors
 from pilothouse.core.config import ServerConfig
 from pilothouse.core.errors import ArtefactError, BadRequest, NotFound, StartupError
+from pilothouse.core.foreign import PICKLE_SUFFIXES
+from pilothouse.core.places import local_path
 from pilothouse.core.sites import ModelShape
 from pilothouse.probing import Probe, load_probe, load_probes, probe_from_bytes
 from pilothouse.steering import Sae, Vector, load_saes, load_vector, load_vectors, vector_from_bytes
@@ -18,6 +22,8 @@ from pilothouse.steering import Sae, Vector, load_saes, load_vector, load_vector
 Kind = Literal["vectors", "probes", "saes"]
 
 _OBJECTS: dict[Kind, str] = {"vectors": "steering_vector", "probes": "probe", "saes": "sae"}
+
+_FOREIGN = {".gguf", ".svec", ".pt", ".pth", ".bin", *PICKLE_SUFFIXES}
 
 
 class _Artefact(Protocol):
@@ -64,6 +70,7 @@ class Registry:
             saes=_load_all("SAE", config.saes, shape, load_saes, lambda s: s.digest),
             default_probes=config.default_probes,
         )
+        catalogue = replace(catalogue, probes=_with_monitors(catalogue, load_monitors(config.monitors)))
         for name in config.default_probes:
             if name not in catalogue.probes:
                 has = ", ".join(sorted(catalogue.probes)) or "none"
@@ -115,6 +122,22 @@ class Registry:
                 self.catalogue = replace(self.catalogue, saes=frozen)
 
 
+def _with_monitors(catalogue: Catalogue, monitors: Mapping[str, Monitor]) -> Mapping[str, Probe]:
+    """The catalogue's probes and, under their names, the SAE features that are watched like them."""
+    found = dict(catalogue.probes)
+    for name, monitor in monitors.items():
+        sae = catalogue.saes.get(monitor.sae)
+        if sae is None:
+            raise StartupError(f"monitor {name!r}: there is no SAE {monitor.sae!r} among those that were loaded")
+        if name in found:
+            raise StartupError(f"monitor {name!r} has the name of a probe")
+        try:
+            found[name] = watched_feature(name, sae, monitor.feature, flag_above=monitor.flag_above)
+        except (ArtefactError, BadRequest) as error:
+            raise StartupError(f"monitor {name!r}: {error}") from None
+    return MappingProxyType(found)
+
+
 def _digest(entry: Vector | Probe | Sae) -> str:
     return entry.version if isinstance(entry, Probe) else entry.digest
 
@@ -140,9 +163,16 @@ def _load_all(
 ) -> Mapping[str, T]:
     found: dict[str, T] = {}
     for path in paths:
-        if not Path(path).exists():
+        place = local_path(path)
+        if not place.exists():
             raise StartupError(f"{path}: there is no such file or folder to load {kind}s from")
-        for name, entry in read(Path(path)).items():
+        entries = read(place)
+        if not entries and kind != "SAE" and (foreign := _foreign(place)):
+            raise StartupError(
+                f"{path}: there is no {kind} in our own format here, but there is {foreign}: "
+                "`pilothouse vectors convert` and `pilothouse probes convert` make one of it"
+            )
+        for name, entry in entries.items():
             _check(path, entry, shape)
             # Digests of large files are taken here, once, rather than under the first request that needs one.
             content = digest(entry)
@@ -150,6 +180,12 @@ def _load_all(
                 raise StartupError(f"{path}: {kind} {name!r} was loaded before with other content")
             found[name] = entry
     return MappingProxyType(found)
+
+
+def _foreign(folder: Path) -> str | None:
+    """A file in `folder` that another library wrote, which would else be passed over in silence."""
+    found = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in _FOREIGN) if folder.is_dir() else []
+    return found[0] if found else None
 
 
 def _read_vectors(path: Path) -> Mapping[str, Vector]:

@@ -9,12 +9,12 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 
 from pilothouse.api.errors import error_response
-from pilothouse.api.fields import OPERATIONS, Unit
+from pilothouse.api.fields import Unit, operations
 from pilothouse.api.guard import MAX_BODY_BYTES
 from pilothouse.api.registry import Kind
 from pilothouse.api.state import ApiState, state_of
+from pilothouse.core.edits import NamedPositions
 from pilothouse.core.errors import Forbidden, PilothouseError
-from pilothouse.core.plans import NamedPositions
 from pilothouse.core.sites import SITE
 
 PATHS: dict[Kind, str] = {"vectors": "/v1/steering_vectors", "probes": "/v1/probes", "saes": "/v1/saes"}
@@ -58,7 +58,7 @@ async def capabilities(request: Request) -> dict[str, Any]:
         "n_layers": shape.n_layers,
         "site": SITE,
         "sites": list(shape.sites),
-        "operations": list(OPERATIONS),
+        "operations": list(operations(state.layout)),
         "units": list(get_args(Unit)),
         "positions": [*get_args(NamedPositions), {"from": "int", "to": "int"}],
         "limits": _limits(state),
@@ -66,6 +66,7 @@ async def capabilities(request: Request) -> dict[str, Any]:
         "probes": sorted(catalogue.probes),
         "saes": sorted(catalogue.saes),
         "default_probes": list(catalogue.default_probes),
+        "presets": list(state.presets),
         "self_test": state.self_test,
     }
 
@@ -77,6 +78,8 @@ def _limits(state: ApiState) -> dict[str, int]:
         "max_body_bytes": MAX_BODY_BYTES,
         "slots": state.layout.slots,
         "rows_per_slot": state.layout.rows_per_slot,
+        "chains": state.layout.chains if state.layout.chain_steps else 0,
+        "chain_steps": state.layout.chain_steps,
         "readouts": state.layout.readouts,
         "max_results": state.results.max_records,
     }

@@ -18,6 +18,8 @@ Decode = Callable[[int], str]
 ABORTED = "aborted"
 """Why a request ended that its client gave up."""
 
+ADHOC = "adhoc"
+"""What metrics call that which nobody configured."""
 FAILED = "error"
 """Why nothing was scored in a request that broke."""
 
@@ -75,7 +77,7 @@ class Report:
 
     def outcome(self) -> ProbeOutcome:
         """For telemetry."""
-        name, prompt_end = self.probe.name, self.prompt_end_score
+        name, prompt_end = ADHOC if self.probe.adhoc else self.probe.name, self.prompt_end_score
         return ProbeOutcome(name, self.score, prompt_end, self.flagged, self.n_scored, self.reason)
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from pilothouse.api.names import PROBES, STEERING
 from pilothouse.api.plans import Ask, Planner
+from pilothouse.api.presets import Presets
 from pilothouse.api.receipts import receipts, tokens_edited
-from pilothouse.api.scoring import FAILED, ChoiceScores, Decode, Report, describe, numbers, token_scores
+from pilothouse.api.scoring import ADHOC, FAILED, ChoiceScores, Decode, Report, describe, numbers, token_scores
+from pilothouse.core.edits import Edit
 from pilothouse.core.errors import EngineGap
 from pilothouse.core.gaps import Gap, asked_for, describe_gaps, find_gaps
-from pilothouse.core.plans import Edit
 from pilothouse.core.records import NO_TOKEN_IDS, ChoiceOutcome, OutcomeSink, ProbeOutcome, RequestOutcome
 from pilothouse.core.serving import RequestSession
 from pilothouse.core.tracks import PromptTrack
@@ -21,7 +22,7 @@ from pilothouse.core.tracks import PromptTrack
 logger = logging.getLogger(__name__)
 
 NO_STEERING = "none"
-ADHOC = "adhoc"
+
 _DONE = "data: [DONE]"
 _DATA = "data: "
 _ERROR = 'data: {"error"'
@@ -223,7 +224,7 @@ class Session:
         extras: dict[str, Any] = {}
         if self.ask.steering_given:
             error = describe_gaps(gap for gap in self._gaps(choice) if gap.kind != "scored")
-            extras[STEERING] = receipts(self.plan.edits, choice.prompt.spans, choice.scores.track, error)
+            extras[STEERING] = receipts(self.plan, choice.prompt.spans, choice.scores.track, error)
         if self.ask.probes:
             extras[PROBES] = self._probes(choice)
         return extras
@@ -239,7 +240,7 @@ class Session:
         if self.ask.tokens:
             for report in reports:
                 shown[report.probe.name]["tokens"] = choice.scores.generated_entries(report, self.around.decode)
-        if self.plan.prompt_scores:
+        if self.ask.prompt:
             for name, entries in choice.scores.prompt_entries(self.around.decode, self.around.bos_token_id).items():
                 shown[name]["prompt_tokens"] = entries
         return shown
@@ -266,9 +267,9 @@ class Session:
 
     def _choice_outcome(self, choice: _Choice, error: str | None) -> ChoiceOutcome:
         edited: dict[str, int] = {}
-        for edit, (start, stop) in zip(self.plan.edits, choice.prompt.spans, strict=True):
+        for edit, span in zip(self.plan.edits, choice.prompt.spans, strict=True):
             name = edit_name(edit)
-            edited[name] = edited.get(name, 0) + tokens_edited(start, stop, choice.scores.track)
+            edited[name] = edited.get(name, 0) + tokens_edited(self.plan, edit, span, choice.scores.track)
         probes = tuple(report.outcome() for report in self._reports(choice, error))
         return ChoiceOutcome(probes, edited, tuple(gap.kind for gap in self._gaps(choice)))
 
@@ -279,13 +280,19 @@ class Session:
 class Extension:
     """A `RequestExtension`: one for each API process."""
 
-    def __init__(self, planner: Planner, around: Surroundings) -> None:
+    def __init__(self, planner: Planner, around: Surroundings, presets: Presets | None = None) -> None:
         self._planner = planner
         self._around = around
+        self._presets = presets or Presets()
 
     def open(self, fields: Mapping[str, Any], route: str, model_name: str) -> RequestSession:
         """A session for a request with these extra top-level fields; BadRequest names what is wrong with them."""
-        return Session(self._planner.plan(fields), route, model_name, self._around)
+        base, fields = self._presets.resolve(model_name, fields)
+        return Session(self._planner.plan(fields), route, base, self._around)
+
+    def model_names(self, model: str) -> list[str]:
+        """What `model` is called with each preset."""
+        return self._presets.model_names(model)
 
     def open_default(self, route: str, model_name: str) -> RequestSession:
         """A session that reads the server's default probes."""

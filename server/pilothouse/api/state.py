@@ -21,6 +21,7 @@ class ApiState:
     limits: Limits
     admin_key: str | None
     self_test: str | None = None
+    presets: tuple[str, ...] = ()
 
 
 def state_of(request: Request) -> ApiState:

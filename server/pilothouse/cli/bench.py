@@ -26,7 +26,7 @@ from rich.table import Table
 from pilothouse.cli.bench_load import Load, Server, burst
 from pilothouse.cli.bench_prompt import N_TOKENS, measure_prompt_scores, summarise_prompt_scores
 from pilothouse.cli.harbor import HARBOR_NAME, harbor_arguments
-from pilothouse.core.plans import Direction
+from pilothouse.core.directions import Direction
 from pilothouse.core.sites import SITE
 from pilothouse.harbor.paths import model_dir
 from pilothouse.probing import Probe, save_probe

@@ -27,9 +27,9 @@ from pilothouse.cli.source import (
     progress_bar,
     write_json,
 )
+from pilothouse.core.edits import PositionRange, Positions
 from pilothouse.core.errors import ArtefactError, StartupError
 from pilothouse.core.items import Message, read_jsonl
-from pilothouse.core.plans import PositionRange, Positions
 from pilothouse.core.serving import SteeredModel
 from pilothouse.core.sites import Float32
 from pilothouse.harbor.paths import data_dir, probes_dir

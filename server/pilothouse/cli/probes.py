@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pilothouse.cli.convert import Source, convert_probe
 from pilothouse.cli.harbor import HARBOR_NAME
 from pilothouse.cli.source import (
     Dtype,
@@ -28,6 +29,7 @@ from pilothouse.cli.source import (
     write_json,
 )
 from pilothouse.core.errors import ArtefactError
+from pilothouse.core.places import local_path
 from pilothouse.probing import (
     ActivationCache,
     LabelledItem,
@@ -49,6 +51,7 @@ from pilothouse.probing.splits import SplitBy, split_items, with_splits
 from pilothouse.probing.statements import digest_items, write_statements
 
 app = typer.Typer(no_args_is_help=True)
+app.command("convert")(convert_probe)
 
 Kind = Literal["texts", "chats"]
 Dataset = Annotated[
@@ -213,11 +216,11 @@ def evaluate(
 
 @app.command()
 def info(
-    file: Annotated[Path, typer.Argument(help="A probe file.")],
+    source: Source,
     as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
 ) -> None:
     """Show a probe's card, version and metrics."""
-    probe = load_probe(file)
+    probe = load_probe(local_path(source))
     if as_json:
         typer.echo(json.dumps({"version": probe.version, "layers": sorted(probe.weights), "card": dict(probe.card)}))
         return

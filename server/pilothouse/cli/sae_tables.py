@@ -19,19 +19,22 @@ MEASURES = {
 
 
 def print_sae(sae: Sae) -> None:
-    """Name, digest, and what cfg.json says of the SAE's place and size."""
+    """Name, digest, format, place, size, and whether features can be read and clamped."""
     console = Console()
     console.print(f"{sae.name}  {sae.digest}", highlight=False, markup=False, soft_wrap=True)
     facts = {
+        "format": sae.format,
         "model": sae.model,
         "layer": sae.layer,
-        "architecture": sae.architecture,
-        "d_in": sae.d_in,
+        "width": sae.d_in,
         "features": sae.d_sae,
+        "architecture": sae.architecture,
+        "activation": sae.activation,
+        "read and clamp": "yes" if sae.why_not_read is None else f"no: {sae.why_not_read}",
         "max_act": "-" if sae.max_acts is None else f"known for {int((sae.max_acts > 0).sum())} features",
     }
     for key, value in facts.items():
-        console.print(f"  {key}: {value if value is not None else '-'}", highlight=False, markup=False)
+        console.print(f"  {key}: {value if value is not None else '-'}", highlight=False, markup=False, soft_wrap=True)
 
 
 def print_measures(report: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from pilothouse.cli.source import (
     write_json,
 )
 from pilothouse.core.artefact import check_name
-from pilothouse.core.errors import StartupError
+from pilothouse.core.errors import ArtefactError, StartupError
 from pilothouse.core.serving import ActivationSource
 from pilothouse.harbor.paths import model_dir
 from pilothouse.steering import load_sae
@@ -137,6 +137,8 @@ def label(
     They share a token, the word before it, or a metadata value that is at least twice as frequent as elsewhere.
     """
     sae = load_sae(folder)
+    if sae.format != "saelens":
+        raise ArtefactError(f"{folder}: SAELens finds the examples, and cannot load the format {sae.format!r}")
     sae_lens()
     texts = [text for text in load_sae_texts(data) if split is None or text.split == split]
     if not texts:
@@ -175,20 +177,35 @@ def label(
 
 @app.command()
 def info(
-    folder: Folder,
+    path: Annotated[Path, typer.Argument(help="An SAE's folder or file, of any format that is known.")],
     feature: Annotated[list[int] | None, typer.Option(help="Show this feature's examples; may be repeated.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Show an SAE's configuration, how well it does, and its features' names and examples."""
-    sae = load_sae(folder)
+    """Show an SAE's format and place, whether its features can be read and clamped, how well it does, and its features'
+    names and examples."""
+    sae = load_sae(path)
     for number in feature or []:
-        sae.decoder_row(number)
-    report, labels = read_report(folder), read_labels(folder)
+        sae.feature(number)
+    folder = path if path.is_dir() else path.parent
+    # What `train` and `label` write lies in SAELens's folders only.
+    report, labels = (read_report(folder), read_labels(folder)) if sae.format == "saelens" else (None, None)
     if labels is not None and labels.get("digest") != sae.digest:
         labels = None
         Console(stderr=True).print("labels.json belongs to other weights and is not shown", highlight=False)
     if as_json:
-        facts = {"name": sae.name, "digest": sae.digest, "layer": sae.layer, "config": dict(sae.card)}
+        facts = {
+            "name": sae.name,
+            "digest": sae.digest,
+            "format": sae.format,
+            "model": sae.model,
+            "layer": sae.layer,
+            "d_in": sae.d_in,
+            "d_sae": sae.d_sae,
+            "architecture": sae.architecture,
+            "activation": sae.activation,
+            "why_not_read": sae.why_not_read,
+            "config": dict(sae.card),
+        }
         typer.echo(json.dumps({**facts, "report": report, "labels": labels}))
         return
     print_sae(sae)

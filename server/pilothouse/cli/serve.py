@@ -14,20 +14,27 @@ from pilothouse.api.registry import Registry
 from pilothouse.cli.harbor import HARBOR_NAME, harbor_arguments
 from pilothouse.core.config import CONFIG_ENV, EngineLayout, ServerConfig
 from pilothouse.core.errors import StartupError
+from pilothouse.core.places import local_path
 from pilothouse.core.sites import ModelShape
 from pilothouse.harbor.paths import model_dir, probes_dir, saes_dir, vectors_dir
 
 CONTEXT: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-Folders = list[Path] | None
+Folders = list[str] | None
 
 
 def serve(
     context: typer.Context,
-    vectors: Annotated[Folders, typer.Option(help="Folder of steering vectors; may be given again.")] = None,
-    probes: Annotated[Folders, typer.Option(help="Folder of probes; may be given again.")] = None,
-    saes: Annotated[Folders, typer.Option(help="Folder of SAELens folders; may be given again.")] = None,
+    vectors: Annotated[
+        Folders, typer.Option(help="Folder of steering vectors, here or hf://...; may be given again.")
+    ] = None,
+    probes: Annotated[Folders, typer.Option(help="Folder of probes, here or hf://...; may be given again.")] = None,
+    saes: Annotated[
+        Folders, typer.Option(help="Folder of SAELens folders, here or hf://...; may be given again.")
+    ] = None,
     default_probes: Annotated[str, typer.Option(help="Probes that watch all traffic, joined by commas.")] = "",
+    presets: Annotated[Path | None, typer.Option(help="JSON file of named combinations: MODEL:PRESET.")] = None,
+    monitors: Annotated[Path | None, typer.Option(help="JSON file of SAE features watched like probes.")] = None,
     admin_key: Annotated[
         str | None, typer.Option(envvar="PILOTHOUSE_ADMIN_KEY", help="Key for uploading and deleting artefacts.")
     ] = None,
@@ -38,12 +45,20 @@ def serve(
     sites: Annotated[str, typer.Option(help="Layers that can be steered and read, joined by commas; all.")] = "all",
     max_plans: Annotated[int, typer.Option(help="Distinct steering plans at once; more wait.")] = 64,
     max_probes: Annotated[int, typer.Option(help="Distinct probes read at once; more wait.")] = 16,
+    chain_steps: Annotated[
+        int, typer.Option(help="Edits but sums that a token may have one after another; 0 compiles only `add` in.")
+    ] = EngineLayout.chain_steps,
+    max_chains: Annotated[int, typer.Option(help="Distinct plans with such edits at once; more wait.")] = (
+        EngineLayout.chains
+    ),
 ) -> None:
     """Serve MODEL with any flag of `vllm serve`; without MODEL, the embedded one with its vectors, probes, SAE."""
     from pilothouse.engine import launch
 
     arguments = list(context.args)
-    layout = EngineLayout(sites=_layers(sites), slots=max_plans, readouts=max_probes)
+    layout = EngineLayout(
+        sites=_layers(sites), slots=max_plans, chains=max_chains, chain_steps=chain_steps, readouts=max_probes
+    )
     harbor = not launch.names_model(arguments)
     if harbor:
         arguments = [str(model_dir()), *harbor_arguments(arguments)]
@@ -52,6 +67,8 @@ def serve(
         probes=_folders(probes, [probes_dir()] if harbor else []),
         saes=_folders(saes, [saes_dir()] if harbor else []),
         default_probes=tuple(name for name in default_probes.split(",") if name),
+        presets=_file(presets),
+        monitors=_file(monitors),
         admin_key=admin_key,
         max_results=max_results,
         self_test=self_test,
@@ -73,8 +90,15 @@ def _layers(text: str) -> tuple[int, ...] | None:
         raise StartupError(f"--sites takes layer numbers joined by commas, or all; not {text!r}") from None
 
 
+def _file(path: Path | None) -> str | None:
+    return None if path is None else str(path.resolve())
+
+
 def _folders(given: Folders, default: list[Path]) -> tuple[str, ...]:
-    return tuple(str(folder.resolve()) for folder in (given if given is not None else default))
+    """Absolute paths: what is on the hub is fetched here, so that the API process loads what was checked."""
+    paths = default if given is None else [local_path(place) for place in given]
+    # Links stay: the hub's cache has them lead to files without a name.
+    return tuple(os.path.abspath(path) for path in paths)
 
 
 def _announce(base_url: str, model: str) -> None:

@@ -3,12 +3,13 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from pilothouse.cli.convert import Source, convert_vector
 from pilothouse.cli.dose import dose
 from pilothouse.cli.source import (
     Dtype,
@@ -26,6 +27,7 @@ from pilothouse.cli.source import (
 )
 from pilothouse.core.artefact import check_name
 from pilothouse.core.errors import StartupError
+from pilothouse.core.places import local_path
 from pilothouse.steering import (
     ContrastPair,
     ReadWork,
@@ -33,8 +35,8 @@ from pilothouse.steering import (
     Vector,
     extract_vector,
     extraction_key,
+    import_vector,
     load_pairs,
-    load_vector,
     save_vector,
 )
 from pilothouse.steering.methods import Method
@@ -45,6 +47,7 @@ app = typer.Typer(no_args_is_help=True)
 
 
 app.command()(dose)
+app.command("convert")(convert_vector)
 
 
 @app.command()
@@ -132,20 +135,29 @@ def _print_sweep(vector: Vector) -> None:
 
 @app.command()
 def info(
-    file: Annotated[Path, typer.Argument(help="A vector file.")],
+    source: Source,
     as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
 ) -> None:
-    """Show a vector's card, digest and norms."""
-    vector = load_vector(file)
+    """Show a vector's card, digest and norms, of any format that `convert` reads."""
+    vector = import_vector(local_path(source))
     norms = {layer: float((row.astype("float64") ** 2).sum() ** 0.5) for layer, row in vector.direction.layers.items()}
     if as_json:
         typer.echo(json.dumps({"digest": vector.digest, "norms": norms, "card": dict(vector.card)}))
         return
     console = Console()
     console.print(f"{vector.name}  {vector.digest}", highlight=False)
-    facts = {"model": vector.model, "site": vector.site, "method": vector.method, "recommended": vector.recommended}
+    facts: dict[str, Any] = {
+        "model": vector.model,
+        "site": vector.site,
+        "method": vector.method,
+        "recommended": vector.recommended,
+    }
+    origin = vector.card.get("source")
+    if isinstance(origin, dict):
+        facts |= {f"source {key}": origin.get(key) for key in ("format", "model_hint", "convention")}
     for key, value in facts.items():
-        console.print(f"  {key}: {value if value is not None else '-'}", highlight=False, markup=False)
+        shown = "-" if value is None else value
+        console.print(f"  {key}: {shown}", highlight=False, markup=False, soft_wrap=True)
     table = Table("layer", "norm", "residual norm", "default")
     for layer, norm in sorted(norms.items()):
         residual = vector.resid_norm.get(layer)

@@ -81,23 +81,29 @@ def parse_json(text: str | bytes) -> Any:
     return value
 
 
-def parse_artefact(data: bytes) -> RawArtefact:
-    """Read a whole safetensors file: tensors [n] of F16, BF16 or F32 as float32, and the card.
+def parse_tensors(data: bytes) -> tuple[dict[str, Float32], dict[str, str]]:
+    """Read a whole safetensors file: tensors [n] of F16, BF16 or F32 as float32 by name, and the metadata.
 
     ArtefactError for anything else, NaN and infinite numbers included.
     """
-    try:
-        entries = safetensors.deserialize(data)
-        # The library checks the header but does not hand out its metadata.
-        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise ArtefactError(f"not a safetensors file: {error}") from None
+    entries, metadata = _deserialize(data)
+    return {name: _row(name, entry) for name, entry in entries}, metadata
+
+
+def parse_artefact(data: bytes) -> RawArtefact:
+    """Read a whole safetensors file of ours: its tensors as by `parse_tensors`, and the card."""
+    entries, metadata = _deserialize(data)
     if CARD_KEY not in metadata:
         raise ArtefactError(f"the file has no card: its metadata has no key {CARD_KEY!r}")
     card = parse_json(metadata[CARD_KEY])
     if not isinstance(card, dict):
         raise ArtefactError("the card must be a JSON object")
     return RawArtefact({name: _row(name, entry) for name, entry in entries}, card)
+
+
+def has_card(data: bytes) -> bool:
+    """Whether these are the bytes of a safetensors file with a card of ours; ArtefactError when it is damaged."""
+    return CARD_KEY in _deserialize(data)[1]
 
 
 def read_artefact(path: Path) -> bytes:
@@ -153,6 +159,16 @@ def layer_of(tensor: str, prefix: str) -> int | None:
     """The layer in a tensor's name such as ``layer.12``; None when it is not of this prefix."""
     match = re.fullmatch(re.escape(prefix) + r"\.(0|[1-9][0-9]{0,5})", tensor)
     return int(match[1]) if match else None
+
+
+def _deserialize(data: bytes) -> tuple[list[tuple[str, Mapping[str, Any]]], dict[str, str]]:
+    try:
+        entries = safetensors.deserialize(data)
+        # The library checks the header but does not hand out its metadata.
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ArtefactError(f"not a safetensors file: {error}") from None
+    return entries, metadata
 
 
 def _row(name: str, entry: Mapping[str, Any]) -> Float32:

@@ -15,7 +15,7 @@ from pilothouse.core.errors import StartupError
 
 LAYOUT_KEY = "pilothouse"
 CONFIG_ENV = "PILOTHOUSE_CONFIG"
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -23,20 +23,26 @@ class EngineLayout:
     """Shapes of the hooks: which layers have a site, how many distinct plans and probes run at once.
 
     slots: distinct steering plans in one batch; rows_per_slot: distinct combinations of edits that one plan may have
-    over its positions; readouts: distinct probes at once; capture: keep the whole stream of every site (offline only).
+    over its positions; chain_steps: edits that one plan may apply one after another at a token, beside those that are
+    mere sums (0: only these are compiled in); chains: distinct plans with such edits in one batch; readouts: distinct
+    probes at once; capture: keep the whole stream of every site (offline only).
     """
 
     sites: tuple[int, ...] | None = None
     slots: int = 64
     rows_per_slot: int = 8
+    chains: int = 32
+    chain_steps: int = 4
     readouts: int = 16
     capture: bool = False
     version: int = LAYOUT_VERSION
 
     def __post_init__(self) -> None:
-        for name in ("slots", "rows_per_slot", "readouts"):
+        for name in ("slots", "rows_per_slot", "chains", "readouts"):
             if getattr(self, name) < 1:
                 raise StartupError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.chain_steps < 0:
+            raise StartupError(f"chain_steps must be at least 0, not {self.chain_steps}")
 
     @property
     def n_rows(self) -> int:
@@ -45,6 +51,11 @@ class EngineLayout:
 
     def first_row(self, slot: int) -> int:
         return 1 + slot * self.rows_per_slot
+
+    @property
+    def n_chains(self) -> int:
+        """Chains of a bank: chain 0 changes nothing, and is all there is where no steps are compiled in."""
+        return 1 + self.chains if self.chain_steps else 1
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -68,13 +79,16 @@ class Limits:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """What the API process loads and allows. max_results: records of responses that are kept, 0 for none; self_test:
-    whether steering and reading are held against a reference before the first request."""
+    """What the API process loads and allows. presets: a file of named combinations of steering and probes; monitors: a
+    file of named SAE features to be watched like probes; max_results: records of responses that are kept, 0 for none;
+    self_test: whether steering and reading are held against a reference before the first request."""
 
     vectors: tuple[str, ...] = ()
     probes: tuple[str, ...] = ()
     saes: tuple[str, ...] = ()
     default_probes: tuple[str, ...] = ()
+    presets: str | None = None
+    monitors: str | None = None
     admin_key: str | None = None
     limits: Limits = Limits()
     max_results: int = 10_000

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pilothouse.core.plans import Edit, Plan, segments
+from pilothouse.core.edits import Edit
+from pilothouse.core.plans import Plan, segments
 from pilothouse.core.records import GapKind
 from pilothouse.core.tracks import ChoiceTrack
 

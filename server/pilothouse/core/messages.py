@@ -35,6 +35,41 @@ class WireEdit(msgspec.Struct, frozen=True, array_like=True):
     coefficients: dict[int, float]
 
 
+class WireGate(msgspec.Struct, frozen=True, array_like=True):
+    """Readout number `readout` of the plan must be beyond `level`; latched: it need have been once, at an earlier
+    position."""
+
+    readout: int
+    above: bool
+    level: float
+    latched: bool
+
+
+class WireStop(msgspec.Struct, frozen=True, array_like=True):
+    """The sequence ends with the token predicted at the first of the positions [start, stop) where readout number
+    `readout` of the plan is beyond `level`; probe: what the reason calls it."""
+
+    readout: int
+    above: bool
+    level: float
+    probe: str
+    start: int
+    stop: int
+
+
+class WireStep(msgspec.Struct, frozen=True, array_like=True):
+    """One edit of a chain: the row v by digest, the row r by digest (empty where it is v), the numbers of a `Rule` by
+    layer, and the positions [start, stop) where it acts."""
+
+    direction: bytes
+    reader: bytes
+    rules: dict[int, tuple[float, ...]]
+    preserve_norm: bool
+    gate: WireGate | None
+    start: int
+    stop: int
+
+
 class WireSpan(msgspec.Struct, frozen=True, array_like=True):
     """Positions [start, stop) take row `row` of the plan's slot."""
 
@@ -55,8 +90,9 @@ class WirePlan(msgspec.Struct, frozen=True, array_like=True):
     """A plan resolved against its prompt.
 
     rows: for each row of the slot, the numbers of the edits that are summed in it; slot: digest of rows and edits
-    (empty when nothing is edited); readouts: digests of the readout directions; read_from: first position whose
-    readouts are sent back.
+    (empty when nothing is added); chain: digest of the steps (empty when there are none), positions and readout numbers
+    aside; steps: edits that act one after another, behind the row's sum; stops: what ends the sequence; readouts:
+    digests of the readout directions; read_from: first position whose readouts are sent back.
     """
 
     slot: bytes = b""
@@ -64,13 +100,31 @@ class WirePlan(msgspec.Struct, frozen=True, array_like=True):
     rows: tuple[tuple[int, ...], ...] = ()
     spans: tuple[WireSpan, ...] = ()
     cache: tuple[CacheSpan, ...] = ()
+    chain: bytes = b""
+    steps: tuple[WireStep, ...] = ()
+    stops: tuple[WireStop, ...] = ()
     readouts: tuple[bytes, ...] = ()
     read_from: int = 0
 
     @property
     def named(self) -> set[bytes]:
         """Digests of all directions that the plan needs."""
-        return {edit.direction for edit in self.edits} | set(self.readouts)
+        return {edit.direction for edit in self.edits} | self.chained | set(self.readouts)
+
+    @property
+    def chained(self) -> set[bytes]:
+        """Digests of the directions that the steps need."""
+        return {digest for step in self.steps for digest in (step.direction, step.reader) if digest}
+
+    @property
+    def gated(self) -> bool:
+        """Whether a step has a gate."""
+        return any(step.gate is not None for step in self.steps)
+
+    @property
+    def latched(self) -> bool:
+        """Whether a step depends on what earlier positions read: their blocks cannot come from the prefix cache."""
+        return any(step.gate is not None and step.gate.latched for step in self.steps)
 
 
 class WireDirections(msgspec.Struct, frozen=True, array_like=True):
@@ -112,6 +166,15 @@ class SlotLoad:
 
 
 @dataclass(frozen=True)
+class ChainLoad:
+    """Fill chain `chain` with these steps; columns: where the readout of each step's gate is, 0 where it has none."""
+
+    chain: int
+    steps: tuple[WireStep, ...]
+    columns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class ReadoutLoad:
     """Fill readout column `column` with this direction."""
 
@@ -121,12 +184,14 @@ class ReadoutLoad:
 
 @dataclass(frozen=True)
 class RequestOrders:
-    """A request that starts: where its positions find their rows and which columns are its readouts."""
+    """A request that starts: where its positions find their rows and steps and which columns are its readouts."""
 
     slot: int
     spans: tuple[WireSpan, ...]
     columns: tuple[int, ...]
     read_from: int
+    chain: int = 0
+    steps: tuple[WireStep, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,6 +202,7 @@ class StepOrders:
     forget: tuple[bytes, ...] = ()
     directions: Mapping[bytes, Payload] = field(default_factory=dict)
     slots: tuple[SlotLoad, ...] = ()
+    chains: tuple[ChainLoad, ...] = ()
     readouts: tuple[ReadoutLoad, ...] = ()
     requests: Mapping[str, RequestOrders] = field(default_factory=dict)
 

@@ -4,34 +4,17 @@ Positions count from 0 over the prompt's tokens and then the generated ones. Wit
 [0, P-1) and ``generation`` is [P-1, end): the last prompt token predicts the first generated one.
 """
 
-import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Literal
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-import numpy as np
-
+from pilothouse.core.directions import Direction
+from pilothouse.core.edits import Edit, Positions
 from pilothouse.core.errors import BadRequest
-from pilothouse.core.sites import Float32, LayerRows
 
 END = 2**31 - 1
 """An end that no sequence reaches: the span is open."""
-
-NamedPositions = Literal["all", "prompt", "generation", "last_prompt"]
-
-
-@dataclass(frozen=True)
-class PositionRange:
-    """``from`` inclusive, ``to`` exclusive; negative numbers count back from the end of the prompt."""
-
-    start: int
-    stop: int
-
-
-Positions = NamedPositions | PositionRange
 
 
 def resolve_positions(positions: Positions, n_prompt: int) -> tuple[int, int]:
@@ -58,71 +41,6 @@ def resolve_positions(positions: Positions, n_prompt: int) -> tuple[int, int]:
     return start, stop
 
 
-def digest_rows(layers: LayerRows) -> bytes:
-    """SHA-256 over layers and their float32 rows: the identity of a direction, whatever it is called."""
-    sha = hashlib.sha256(b"pilothouse.rows.1")
-    for layer in sorted(layers):
-        row = np.ascontiguousarray(layers[layer], dtype="<f4")
-        sha.update(f"|{layer}:{row.shape[0]}|".encode())
-        sha.update(row.tobytes())
-    return sha.digest()
-
-
-@dataclass(frozen=True, eq=False)
-class Direction:
-    """Rows of d_model float32, one a layer, known by the digest of their content; the unit of upload to the engine."""
-
-    layers: LayerRows
-    digest: bytes = field(default=b"")
-
-    def __post_init__(self) -> None:
-        if not self.digest:
-            object.__setattr__(self, "digest", digest_rows(self.layers))
-
-    @cached_property
-    def peaks(self) -> dict[int, float]:
-        """The largest absolute entry of each layer's row."""
-        return {layer: float(np.abs(row).max()) for layer, row in self.layers.items()}
-
-    @property
-    def payload(self) -> dict[int, bytes]:
-        """The rows as little-endian float32 bytes by layer, as they travel."""
-        return {layer: np.ascontiguousarray(row, dtype="<f4").tobytes() for layer, row in self.layers.items()}
-
-
-def rows_from_payload(payload: Mapping[int, bytes]) -> dict[int, Float32]:
-    """The inverse of `Direction.payload`."""
-    return {layer: np.frombuffer(raw, dtype="<f4") for layer, raw in payload.items()}
-
-
-@dataclass(frozen=True, eq=False)
-class Edit:
-    """Add ``coefficients[L] * direction.layers[L]`` to the stream after block L at `positions`.
-
-    `label` is what the client called the direction; it appears in receipts and, when configured, in metrics.
-    """
-
-    label: str
-    direction: Direction
-    coefficients: Mapping[int, float]
-    positions: Positions
-    op: str = "add"
-    source: Literal["vector", "sae", "inline"] = "vector"
-    feature: int | None = None
-
-    @property
-    def digest(self) -> bytes:
-        """Identity of what is added, coefficients included, positions not."""
-        sha = hashlib.sha256(self.direction.digest)
-        for layer in sorted(self.coefficients):
-            sha.update(f"|{self.op}:{layer}:{self.coefficients[layer].hex()}".encode())
-        return sha.digest()
-
-    def is_identity(self) -> bool:
-        """True when every coefficient is zero: nothing would change."""
-        return all(c == 0.0 for c in self.coefficients.values())
-
-
 @dataclass(frozen=True, eq=False)
 class Readout:
     """Read ``sum over L of stream_L . direction.layers[L]`` at every position, for the probe called `label`."""
@@ -143,6 +61,13 @@ class Plan:
     def empty(self) -> bool:
         return not self.edits and not self.readouts
 
+    @property
+    def directions(self) -> list[Direction]:
+        """All content that the engine needs for it; that of gates is among the readouts."""
+        rows = [edit.direction for edit in self.edits]
+        rows += [edit.reader.direction for edit in self.edits if edit.reader is not None]
+        return rows + [readout.direction for readout in self.readouts]
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -154,13 +79,18 @@ class Segment:
 
 
 def edit_spans(edits: Iterable[Edit], n_prompt: int) -> list[tuple[int, int]]:
-    """Absolute spans of the edits, in order; an impossible one raises BadRequest naming the edit."""
+    """Absolute spans of the edits, in order; an impossible one raises BadRequest naming the edit.
+
+    An edit behind a latched gate acts on generated tokens only, the first of which is at position `n_prompt`.
+    """
     spans = []
     for i, edit in enumerate(edits):
         try:
-            spans.append(resolve_positions(edit.positions, n_prompt))
+            start, stop = resolve_positions(edit.positions, n_prompt)
         except ValueError as error:
             raise BadRequest(str(error), param=f"steering[{i}].positions") from None
+        latched = edit.gate is not None and edit.gate.latched
+        spans.append((max(start, n_prompt), max(stop, n_prompt)) if latched else (start, stop))
     return spans
 
 

@@ -47,6 +47,9 @@ class RequestExtension(Protocol):
     def open(self, fields: Mapping[str, Any], route: str, model_name: str) -> RequestSession:
         """Validate a request's extra top-level fields; raises BadRequest."""
 
+    def model_names(self, model: str) -> list[str]:
+        """Further names that requests may call `model` by, each with a meaning of its own for `open`."""
+
     def open_default(self, route: str, model_name: str) -> RequestSession:
         """A session for traffic that arrives by routes without our fields: the server's default probes."""
 

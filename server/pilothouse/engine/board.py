@@ -1,91 +1,28 @@
 """The worker's side of a step: which row each token of the batch takes, and the readings that come back.
 
 The scheduler decides (orders), the board obeys: it fills banks by content digest, keeps one line of position spans per
-request, and before each forward maps every token of the final batch order to its row. All of that is numpy over whole
-batches; no Python runs per token, and nothing is allocated on the device.
+request, and before each forward maps every token of the final batch order to its row and its chain. All of that is
+numpy over whole batches; no Python runs per token, and only latched gates allocate on the device.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from pilothouse.core.config import EngineLayout
-from pilothouse.core.messages import RequestOrders, SlotLoad, StepOrders, StepReadings
-from pilothouse.core.plans import rows_from_payload
+from pilothouse.core.directions import rows_from_payload
+from pilothouse.core.edits import Rule
+from pilothouse.core.messages import ChainLoad, SlotLoad, StepOrders, StepReadings
 from pilothouse.core.sites import Float32
+from pilothouse.engine.latches import Latches
 from pilothouse.engine.sites import Site, StepBuffers
+from pilothouse.engine.spans import Ints, SpanTable
 
-NEVER = np.iinfo(np.int64).max
 NO_SCORES = np.empty((0, 0), dtype=np.float32)
-Ints = npt.NDArray[np.int64]
-
-
-class SpanTable:
-    """One line a request: its spans [start, stop) with their rows, and from where its readouts are wanted.
-
-    Line 0 belongs to requests without a plan: no spans, no readouts.
-    """
-
-    def __init__(self, max_spans: int, lines: int = 64) -> None:
-        self.max_spans = max_spans
-        self._line: dict[str, int] = {}
-        self._free: list[int] = []
-        self._used = 1
-        self._allocate(lines)
-
-    def __len__(self) -> int:
-        return len(self._line)
-
-    def add(self, request_id: str, orders: RequestOrders, first_row: int) -> None:
-        """Note where `request_id` finds its rows; replaces an earlier line of the same request."""
-        line = self._line.get(request_id) or self._new_line(request_id)
-        self.start[line], self.stop[line], self.row[line] = 0, 0, 0
-        for i, span in enumerate(orders.spans):
-            self.start[line, i], self.stop[line, i] = span.start, span.stop
-            self.row[line, i] = first_row + span.row
-        self.read_from[line] = orders.read_from if orders.columns else NEVER
-
-    def remove(self, request_id: str) -> None:
-        line = self._line.pop(request_id, None)
-        if line is not None:
-            self._free.append(line)
-
-    def lines(self, request_ids: Sequence[str]) -> Ints:
-        """The line of each request, 0 for those without a plan."""
-        return np.fromiter((self._line.get(r, 0) for r in request_ids), dtype=np.int64, count=len(request_ids))
-
-    def rows_at(self, lines: Ints, positions: Ints) -> Ints:
-        """The edit row of each token, given its request's line and its absolute position; both [n_tokens]."""
-        start, stop = self.start[lines], self.stop[lines]
-        inside = (positions[:, None] >= start) & (positions[:, None] < stop)
-        rows: Ints = np.einsum("ij,ij->i", inside, self.row[lines], dtype=np.int64)
-        return rows
-
-    def _new_line(self, request_id: str) -> int:
-        if self._free:
-            line = self._free.pop()
-        else:
-            line, self._used = self._used, self._used + 1
-            if line == len(self.read_from):
-                self._allocate(2 * line)
-        self._line[request_id] = line
-        return line
-
-    def _allocate(self, lines: int) -> None:
-        shape = (lines, self.max_spans)
-        fresh = {name: np.zeros(shape, dtype=np.int64) for name in ("start", "stop", "row")}
-        read_from = np.full(lines, NEVER, dtype=np.int64)
-        if self._used > 1:
-            for name, table in fresh.items():
-                table[: self._used - 1] = getattr(self, name)[: self._used - 1]
-            read_from[: self._used - 1] = self.read_from[: self._used - 1]
-        self.start: Ints = fresh["start"]
-        self.stop: Ints = fresh["stop"]
-        self.row: Ints = fresh["row"]
-        self.read_from: Ints = read_from
 
 
 class Board:
@@ -95,17 +32,19 @@ class Board:
         self.layout = layout
         self.buffers = buffers
         self.sites = dict(sorted(sites.items()))
-        self.spans = SpanTable(max_spans=2 * layout.rows_per_slot)
+        self.spans = SpanTable(2 * layout.rows_per_slot, layout.chain_steps)
+        self.latches = Latches(layout.chain_steps, buffers.rows.device)
         self.directions: dict[bytes, dict[int, torch.Tensor]] = {}
         self.captures: dict[str, dict[int, list[Float32]]] = {}
         self._rows_set = 0
+        self._chains_set = 0
         self._step: _Step | None = None
 
     @torch.inference_mode()
     def obey(self, orders: StepOrders) -> None:
         """Apply the scheduler's changes before the step that they belong to."""
         for request_id in orders.retire:
-            self.spans.remove(request_id)
+            self.latches.clear(self.spans.remove(request_id))
         for digest in orders.forget:
             self.directions.pop(digest, None)
         for digest, payload in orders.directions.items():
@@ -113,6 +52,8 @@ class Board:
             self.directions[digest] = {layer: torch.from_numpy(row.copy()) for layer, row in rows.items()}
         for load in orders.slots:
             self._load_slot(load)
+        for chain in orders.chains:
+            self._load_chain(chain)
         for readout in orders.readouts:
             rows_by_layer = self.directions[readout.direction]
             for layer, site in self.sites.items():
@@ -122,7 +63,7 @@ class Board:
                 else:
                     site.readouts[readout.column].copy_(row)
         for request_id, request in orders.requests.items():
-            self.spans.add(request_id, request, self.layout.first_row(request.slot))
+            self.latches.set(self.spans.add(request_id, request, self.layout.first_row(request.slot)), request)
 
     def map_tokens(self, request_ids: Sequence[str], counts: Ints, computed: Ints) -> None:
         """Write the row of every token of the step.
@@ -145,13 +86,15 @@ class Board:
         positions = np.arange(n_tokens, dtype=np.int64) + np.repeat(computed - offsets, counts)
         rows = self.spans.rows_at(token_lines, positions)
         self._write_rows(rows)
-        self._step = _Step(request_ids, planned, counts, computed, offsets, rows, token_lines, positions)
+        edited = np.logical_or(rows > 0, self._write_chains(token_lines, positions))
+        self._step = _Step(request_ids, planned, counts, computed, offsets, edited, token_lines, positions)
 
     def reset_rows(self) -> None:
         """Make every token untouched; dummy runs, padding and graph capture rely on it."""
         if self._rows_set:
             self.buffers.rows[: self._rows_set].zero_()
             self._rows_set = 0
+        self._reset_chains(0)
 
     def readings(self) -> StepReadings | None:
         """What the step just run gave for the requests that have a plan; None when there were none."""
@@ -166,13 +109,14 @@ class Board:
         step, self._step = self._step, None
         if step is None:
             return None
+        self.latches.update(self.buffers.scores)
         if self.layout.capture:
             self._keep_captures(step)
         if not len(step.planned):
             return None
         read_from = self.spans.read_from[step.token_lines]
         wanted = step.positions >= read_from
-        edited = np.add.reduceat((step.rows > 0).astype(np.int64), step.offsets)
+        edited = np.add.reduceat(step.edited.astype(np.int64), step.offsets)
         kept = np.add.reduceat(wanted.astype(np.int64), step.offsets)
         pick = step.planned
         readings = StepReadings(
@@ -207,15 +151,55 @@ class Board:
                 if parts:
                     bank[i].copy_(torch.stack(parts).sum(dim=0))
 
+    def _load_chain(self, load: ChainLoad) -> None:
+        for layer, site in self.sites.items():
+            site.bank.clear(load.chain)
+            for k, step in enumerate(load.steps):
+                if layer not in step.rules:
+                    continue
+                gate = step.gate
+                site.bank.load(
+                    load.chain,
+                    k,
+                    Rule(*step.rules[layer]),
+                    self.directions[step.reader or step.direction][layer],
+                    self.directions[step.direction][layer],
+                    preserve_norm=step.preserve_norm,
+                    gate=None if gate is None or gate.latched else (load.columns[k], gate.above, gate.level),
+                )
+
+    def _write_chains(self, token_lines: Ints, positions: Ints) -> npt.NDArray[np.bool_]:
+        """Write chain and gains of every token; which tokens a step acts on, by its positions."""
+        chains = self.spans.chain[token_lines]
+        if not chains.any():
+            self._reset_chains(0)
+            return chains > 0
+        n_tokens = len(chains)
+        gains = self.spans.gains_at(token_lines, positions)
+        self._reset_chains(n_tokens)
+        self.buffers.chains[:n_tokens].copy_(self._staged(chains), non_blocking=True)
+        self.buffers.gains[:n_tokens].copy_(self._staged(gains), non_blocking=True)
+        self.latches.close_gains(self.buffers.gains[:n_tokens], token_lines, positions)
+        self._chains_set = n_tokens
+        return np.asarray(gains.any(axis=1), dtype=np.bool_)
+
+    def _reset_chains(self, kept: int) -> None:
+        """Tokens from `kept` on have no chain."""
+        if self._chains_set > kept:
+            self.buffers.chains[kept : self._chains_set].zero_()
+            self.buffers.gains[kept : self._chains_set].zero_()
+        self._chains_set = min(self._chains_set, kept)
+
+    def _staged(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        staged = torch.from_numpy(array)
+        # Fresh pinned memory, which PyTorch keeps until the copy is done: steps that run ahead never share it.
+        return staged.pin_memory() if self.buffers.rows.is_cuda else staged
+
     def _write_rows(self, rows: Ints) -> None:
         n_tokens = len(rows)
         if self._rows_set > n_tokens:
             self.buffers.rows[n_tokens : self._rows_set].zero_()
-        staged = torch.from_numpy(rows)
-        if self.buffers.rows.is_cuda:
-            # Fresh pinned memory, which PyTorch keeps until the copy is done: steps that run ahead never share it.
-            staged = staged.pin_memory()
-        self.buffers.rows[:n_tokens].copy_(staged, non_blocking=True)
+        self.buffers.rows[:n_tokens].copy_(self._staged(rows), non_blocking=True)
         self._rows_set = n_tokens
 
     def _keep_captures(self, step: "_Step") -> None:
@@ -250,7 +234,7 @@ class PendingReadings:
 class _Step:
     """The batch as it was mapped, until its readings are taken."""
 
-    __slots__ = ("computed", "counts", "offsets", "planned", "positions", "request_ids", "rows", "token_lines")
+    __slots__ = ("computed", "counts", "edited", "offsets", "planned", "positions", "request_ids", "token_lines")
 
     def __init__(
         self,
@@ -259,7 +243,7 @@ class _Step:
         counts: Ints,
         computed: Ints,
         offsets: Ints,
-        rows: Ints,
+        edited: npt.NDArray[np.bool_],
         token_lines: Ints,
         positions: Ints,
     ) -> None:
@@ -268,6 +252,6 @@ class _Step:
         self.counts = counts
         self.computed = computed
         self.offsets = offsets
-        self.rows = rows
+        self.edited = edited
         self.token_lines = token_lines
         self.positions = positions

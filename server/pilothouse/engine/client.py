@@ -22,6 +22,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import FinishReason
 
 from pilothouse.core.config import EngineLayout
+from pilothouse.core.directions import Direction
 from pilothouse.core.errors import BadRequest
 from pilothouse.core.messages import (
     DIRECTIONS_KEY,
@@ -35,7 +36,7 @@ from pilothouse.core.messages import (
     plan_encoder,
     reading_decoder,
 )
-from pilothouse.core.plans import Direction, Plan
+from pilothouse.core.plans import Plan
 from pilothouse.core.records import NO_TOKEN_IDS
 from pilothouse.core.serving import RequestSession
 from pilothouse.core.tracks import ChoiceTrack, PromptTrack
@@ -198,7 +199,7 @@ class SteeringClient:
         state = self._engine.output_processor.request_states[request.request_id]
         self._choices[request.request_id] = track.choices[state.request_index or 0]
         self._tracks[request.request_id] = track
-        parcel = self.courier.parcel(_directions(track))
+        parcel = self.courier.parcel(track.plan.directions)
         if parcel is not None:
             params = request.sampling_params = copy.copy(request.sampling_params)
             params.extra_args = {**params.extra_args, DIRECTIONS_KEY: directions_encoder.encode(parcel)}
@@ -223,7 +224,7 @@ class SteeringClient:
                     choice.add(reading_decoder.decode(raw))
             if output.finish_reason == FinishReason.ERROR and output.request_id in self._tracks:
                 # vLLM may have dropped the request before the scheduler saw it, and with it what it carried.
-                self.courier.lost(d.digest for d in _directions(self._tracks[output.request_id]))
+                self.courier.lost(d.digest for d in self._tracks[output.request_id].plan.directions)
         return self._process_outputs(engine_core_outputs, *args, **kwargs)
 
     def _token_ids(self, prompt: Any) -> list[int] | None:
@@ -255,7 +256,7 @@ class SteeringClient:
     async def _relay(
         self, inner: AsyncGenerator[Any, None], track: PromptTrack, params: Any, owned: RequestSession | None
     ) -> AsyncGenerator[Any, None]:
-        directions = _directions(track)
+        directions = track.plan.directions
         self.courier.hold(directions)
         deltas = params.output_kind == RequestOutputKind.DELTA
         error: str | None = "aborted"
@@ -281,11 +282,6 @@ def _observe(track: PromptTrack, result: Any, deltas: bool) -> None:
             choice.token_ids = list(output.token_ids)
         if output.finish_reason is not None:
             choice.finish_reason = output.finish_reason
-
-
-def _directions(track: PromptTrack) -> list[Direction]:
-    plan = track.plan
-    return [edit.direction for edit in plan.edits] + [readout.direction for readout in plan.readouts]
 
 
 def _refuse_reserved(sampling_params: Any) -> None:

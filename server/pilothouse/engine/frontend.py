@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.entrypoints.openai.models.protocol import BaseModelPath
 
 from pilothouse.core.config import EngineLayout, Limits
 from pilothouse.core.errors import BadRequest, EngineGap, StartupError
@@ -157,6 +158,15 @@ def _decorate(response: Any, session: RequestSession, with_logprobs: bool) -> No
                     entry.probe_scores = scores
 
 
+def _name_presets(models: Any, extension: RequestExtension) -> None:
+    """Let vLLM list and accept the model's further names. Its registry keeps the same list."""
+    for path in list(models.base_model_paths):
+        for name in extension.model_names(path.name):
+            models.base_model_paths.append(BaseModelPath(name=name, model_path=path.model_path))
+    if models.registry.base_model_paths is not models.base_model_paths:
+        raise StartupError("vLLM keeps two lists of the served models' names: presets cannot be named")
+
+
 def install(
     engine_client: Any,
     state: Any,
@@ -176,6 +186,7 @@ def install(
     names = [path.name for path in state.openai_serving_models.base_model_paths]
     shape = ModelShape(names[0], shape.d_model, shape.n_layers, shape.sites)
     extension = make_extension(shape, layout, lambda token: tokenizer.decode([token]), tokenizer.bos_token_id)
+    _name_presets(state.openai_serving_models, extension)
     client = SteeringClient(
         engine_client, layout, lambda: extension.open_default("other", shape.model), max_direction_bytes
     )

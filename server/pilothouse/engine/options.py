@@ -23,6 +23,6 @@ def engine_options(layout: EngineLayout, additional_config: dict[str, Any] | Non
 def compile_key(layout: EngineLayout) -> dict[str, Any]:
     """What vLLM's compile cache must know: the layout, and the code that decides which blocks are hooked and how."""
     sha = hashlib.sha256()
-    for name in ("placement.py", "runner.py", "sites.py"):
+    for name in ("chains.py", "placement.py", "runner.py", "sites.py"):
         sha.update((Path(__file__).parent / name).read_bytes())
     return {LAYOUT_KEY: layout.to_dict(), CODE_KEY: sha.hexdigest()}

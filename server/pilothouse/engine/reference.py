@@ -18,9 +18,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from pilothouse.core.directions import rows_from_payload
+from pilothouse.core.edits import Edit, Operation
 from pilothouse.core.errors import PilothouseError
 from pilothouse.core.messages import Payload
-from pilothouse.core.plans import END, Plan, edit_spans, rows_from_payload
+from pilothouse.core.plans import END, Plan, edit_spans
 from pilothouse.core.sites import Float32
 
 Float64 = npt.NDArray[np.float64]
@@ -31,12 +33,61 @@ class NoReferenceError(PilothouseError):
 
 
 class ReferenceEdit(msgspec.Struct, frozen=True, array_like=True):
-    """Add coefficients[L] x direction at layer L to positions [start, stop)."""
+    """An `Edit` with its content, at positions [start, stop); gate: the number of its readout, above, level."""
 
+    op: Operation
     direction: Payload
     coefficients: dict[int, float]
     start: int
     stop: int
+    bounds: dict[int, tuple[float, float]] = {}
+    reader: Payload = {}
+    bias: float = 0.0
+    threshold: float = 0.0
+    preserve_norm: bool = False
+    gate: tuple[int, bool, float] | None = None
+
+    @classmethod
+    def of(cls, edit: Edit, span: tuple[int, int], readouts: Sequence[bytes]) -> "ReferenceEdit":
+        """`edit` of a plan with these digests of readouts; ValueError for a latch, whose state no one pass can tell."""
+        gate, reader = edit.gate, edit.reader
+        if gate is not None and gate.latched:
+            raise ValueError("latched gates are not spelled out here")
+        return cls(
+            edit.op,
+            edit.direction.payload,
+            dict(edit.coefficients),
+            span[0],
+            min(span[1], END),
+            dict(edit.bounds),
+            {} if reader is None else reader.direction.payload,
+            0.0 if reader is None else reader.bias,
+            0.0 if reader is None else reader.threshold,
+            edit.preserve_norm,
+            None if gate is None else (readouts.index(gate.readout.digest), gate.above, gate.level),
+        )
+
+    def applied(self, layer: int, state: torch.Tensor) -> torch.Tensor:
+        """One position's stream [d_model] after the edit, by the definition of its operation."""
+        row, value = _row(self.direction, layer, state), self.coefficients[layer]
+        unit = row / row.norm()
+        component = float(state @ unit)
+        match self.op:
+            case "add":
+                after = state + value * row
+            case "ablate":
+                after = state - value * component * unit
+            case "set":
+                after = state + (value - component) * unit
+            case "cap":
+                low, high = self.bounds[layer]
+                after = state + value * (min(max(component, low), high) - component) * unit
+            case "clamp" | "min_clamp":
+                seen = float(state @ _row(self.reader, layer, state)) + self.bias
+                active = seen if seen > self.threshold else 0.0
+                wanted = value if self.op == "clamp" else max(value, active)
+                after = state + (wanted - active) * row
+        return after * (state.norm() / after.norm()) if self.preserve_norm else after
 
 
 class ReferenceRequest(msgspec.Struct, frozen=True, array_like=True):
@@ -50,10 +101,8 @@ class ReferenceRequest(msgspec.Struct, frozen=True, array_like=True):
     def of(cls, prompt: Sequence[int], generated: Sequence[int], plan: Plan) -> "ReferenceRequest":
         """The sequence `prompt` + `generated` under `plan`."""
         spans = edit_spans(plan.edits, len(prompt))
-        edits = tuple(
-            ReferenceEdit(edit.direction.payload, dict(edit.coefficients), start, min(stop, END))
-            for edit, (start, stop) in zip(plan.edits, spans, strict=True)
-        )
+        digests = [readout.direction.digest for readout in plan.readouts]
+        edits = tuple(ReferenceEdit.of(e, span, digests) for e, span in zip(plan.edits, spans, strict=True))
         readouts = tuple(readout.direction.payload for readout in plan.readouts)
         return cls([*prompt, *generated], edits, readouts)
 
@@ -84,20 +133,27 @@ class _Watch:
     norms: dict[int, float]
 
     def visit(self, layer: int, stream: torch.Tensor) -> torch.Tensor:
-        """Read `stream` [n_tokens, d_model] float64 after block `layer`; what must be added to it, same shape."""
+        """Read `stream` [n_tokens, d_model] float64 after block `layer`; what the edits add to it, same shape."""
         self.norms[layer] = float(stream.pow(2).sum(dim=-1).mean().sqrt())
         for k, payload in enumerate(self.request.readouts):
             if layer in payload:
                 weights = _row(payload, layer, stream)
                 for position, state in enumerate(stream):
                     self.readouts[position, k] += float(state @ weights)
-        added = torch.zeros_like(stream)
+        after = stream.clone()
         for edit in self.request.edits:
             if layer in edit.coefficients:
-                change = edit.coefficients[layer] * _row(edit.direction, layer, stream)
                 for position in range(edit.start, min(edit.stop, len(stream))):
-                    added[position] += change
-        return added
+                    if self._open(edit, position):
+                        after[position] = edit.applied(layer, after[position])
+        return after - stream
+
+    def _open(self, edit: ReferenceEdit, position: int) -> bool:
+        if edit.gate is None:
+            return True
+        number, above, level = edit.gate
+        seen = float(self.readouts[position, number])
+        return seen > level if above else seen < level
 
 
 def answer(runner: Any, request: bytes) -> bytes | str | None:

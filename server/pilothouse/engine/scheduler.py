@@ -1,23 +1,26 @@
 """The scheduler with slots: a request runs only when its plan has a slot and its probes have columns.
 
 Seam: `Scheduler` and `AsyncScheduler` of vllm/v1/core/sched (add_request, _handle_blocked_waiting_request, schedule,
-_free_request, update_from_output, _get_local_prefix_cache_hit, reset_prefix_cache), held by a contract test. Given to
-vLLM by name (`--scheduler-cls`) as a factory, since only after configuration is it known which of the two is wanted.
+_free_request, update_from_output, _update_request_with_output, _get_local_prefix_cache_hit, reset_prefix_cache), held
+by a contract test. Given to vLLM by name (`--scheduler-cls`) as a factory, since only after configuration is it known
+which of the two is wanted.
 """
 
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import RequestStatus
 
 from pilothouse.core.messages import (
     DIRECTIONS_KEY,
     ORDERS_ATTRIBUTE,
     READING_KEY,
     READINGS_ATTRIBUTE,
+    ChainLoad,
     Reading,
     ReadoutLoad,
     RequestOrders,
@@ -28,6 +31,7 @@ from pilothouse.core.messages import (
     directions_decoder,
     reading_encoder,
 )
+from pilothouse.core.plans import END
 from pilothouse.core.sites import Float32
 from pilothouse.engine.directions import DirectionStore
 from pilothouse.engine.prefix_cache import install_edit_keys, plan_of
@@ -52,17 +56,37 @@ class _Held:
 
     plan: WirePlan
     slot: int
+    chain_key: bytes
+    chain: int
     columns: tuple[int, ...]
     collector: BlockCollector | None
+    stop_at: int = END
+    stop_reason: str = ""
+
+    def look(self, start: int, rows: Float32) -> None:
+        """Note whether the readouts [n, readouts of the request] of positions [start, start + n) end the sequence."""
+        for stop in self.plan.stops:
+            seen, level = rows[:, stop.readout], np.float32(stop.level)
+            met = np.flatnonzero(seen > level if stop.above else seen < level) + start
+            met = met[(met >= stop.start) & (met < stop.stop)]
+            if len(met) and met[0] < self.stop_at:
+                self.stop_at, self.stop_reason = int(met[0]), f"probe:{stop.probe}"
+
+
+class _Lack(NamedTuple):
+    """For want of what a request must wait."""
+
+    slot: bool
+    chain: bool
+    columns: bool
 
 
 @dataclass(frozen=True)
 class _Refusal:
-    """When a waiting request was first refused, and for want of what."""
+    """When a waiting request was first refused, and what it lacked last."""
 
     step: int
-    lacks_slot: bool
-    lacks_columns: bool
+    lack: _Lack
 
 
 @dataclass
@@ -93,6 +117,7 @@ class SteeringScheduler(_Base):
         install_edit_keys()
         layout = layout_of(self.vllm_config)
         self.pilothouse_slots = SlotTable(layout.slots)
+        self.pilothouse_chains = SlotTable(layout.n_chains - 1)
         self.pilothouse_columns = SlotTable(layout.readouts)
         self.pilothouse_directions = DirectionStore()
         self._held: dict[str, _Held] = {}
@@ -143,6 +168,15 @@ class SteeringScheduler(_Base):
             self._attach(outputs)
         return outputs
 
+    def _update_request_with_output(self, request: Any, *args: Any, **kwargs: Any) -> tuple[list[int], bool]:
+        new_token_ids, stopped = super()._update_request_with_output(request, *args, **kwargs)
+        held = self._held.get(request.request_id)
+        if stopped or not new_token_ids or held is None or request.num_tokens < held.stop_at + 2:
+            return new_token_ids, stopped
+        request.status = RequestStatus.FINISHED_STOPPED
+        request.stop_reason = held.stop_reason
+        return new_token_ids, True
+
     def _handle_blocked_waiting_request(self, request: Any) -> bool:
         if not super()._handle_blocked_waiting_request(request):
             return False
@@ -151,20 +185,42 @@ class SteeringScheduler(_Base):
             return True
         if request.request_id in self.grammar_compile_error_reqs:
             return False
-        slot_keys = [plan.slot] if plan.slot else []
-        lacks_slot = not self.pilothouse_slots.can_acquire(slot_keys)
-        lacks_columns = not self.pilothouse_columns.can_acquire(plan.readouts)
-        if lacks_slot or lacks_columns or self._must_give_way(request.request_id, plan):
+        lack = self._lack(plan)
+        if any(lack) or self._must_give_way(request.request_id, plan):
             since = self._refused[request.request_id].step if request.request_id in self._refused else self.current_step
-            self._refused[request.request_id] = _Refusal(since, lacks_slot, lacks_columns)
+            self._refused[request.request_id] = _Refusal(since, lack)
             return False
         self._refused.pop(request.request_id, None)
-        slots = self.pilothouse_slots.acquire(slot_keys)
-        columns = self.pilothouse_columns.acquire(plan.readouts)
-        collector = BlockCollector(self._scores, plan.readouts) if _wants_prompt_scores(plan) else None
-        self._held[request.request_id] = _Held(plan, slots[0] if slots else 0, tuple(columns), collector)
+        self._held[request.request_id] = self._hold(plan)
         self._reserved.append(request.request_id)
         return True
+
+    def _lack(self, plan: WirePlan) -> _Lack:
+        """Of which tables `plan` could not have its places now."""
+        columns = self.pilothouse_columns.places(plan.readouts)
+        # Where a gate's column is not given out yet, no loaded chain can look at it.
+        chain_keys = _chain_keys(plan, columns) if columns is not None else [b"new"] * bool(plan.chain)
+        return _Lack(
+            slot=not self.pilothouse_slots.can_acquire([plan.slot] if plan.slot else []),
+            chain=not self.pilothouse_chains.can_acquire(chain_keys),
+            columns=not self.pilothouse_columns.can_acquire(plan.readouts),
+        )
+
+    def _hold(self, plan: WirePlan) -> _Held:
+        """Places for `plan` in all tables; call only when it lacks none."""
+        slots = self.pilothouse_slots.acquire([plan.slot] if plan.slot else [])
+        columns = self.pilothouse_columns.acquire(plan.readouts)
+        chain_keys = _chain_keys(plan, columns)
+        chains = self.pilothouse_chains.acquire(chain_keys)
+        collector = BlockCollector(self._scores, plan.readouts) if _wants_prompt_scores(plan) else None
+        return _Held(
+            plan,
+            slot=slots[0] if slots else 0,
+            chain_key=chain_keys[0] if chains else b"",
+            chain=1 + chains[0] if chains else 0,
+            columns=tuple(columns),
+            collector=collector,
+        )
 
     def _must_give_way(self, request_id: str, plan: WirePlan) -> bool:
         """Whether a request that was refused long ago lacks what this one would join or take.
@@ -177,7 +233,8 @@ class SteeringScheduler(_Base):
         refusal = self._refused[first]
         if self.current_step - refusal.step < PATIENCE:
             return False
-        return (refusal.lacks_slot and bool(plan.slot)) or (refusal.lacks_columns and bool(plan.readouts))
+        wants = _Lack(bool(plan.slot), bool(plan.chain), bool(plan.readouts))
+        return any(lacks and wanted for lacks, wanted in zip(refusal.lack, wants, strict=True))
 
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         self._refused.pop(request.request_id, None)
@@ -196,7 +253,7 @@ class SteeringScheduler(_Base):
         """Nobody is here: nothing may be held. What is wrong is reported and made good, and serving goes on."""
         left = {name: len(getattr(self, name)) for name in ("_held", "_pinned", "_refused")}
         faults = [f"{count} in {name}" for name, count in left.items() if count]
-        for table in (self.pilothouse_slots, self.pilothouse_columns):
+        for table in (self.pilothouse_slots, self.pilothouse_chains, self.pilothouse_columns):
             try:
                 table.check_idle()
             except AssertionError as error:
@@ -204,6 +261,7 @@ class SteeringScheduler(_Base):
         if faults:
             logger.error("Slots are not as they should be when no request is left: %s", "; ".join(faults))
             self.pilothouse_slots = SlotTable(self.pilothouse_slots.capacity)
+            self.pilothouse_chains = SlotTable(self.pilothouse_chains.capacity)
             self.pilothouse_columns = SlotTable(self.pilothouse_columns.capacity)
             for name in left:
                 getattr(self, name).clear()
@@ -211,9 +269,12 @@ class SteeringScheduler(_Base):
     def _get_local_prefix_cache_hit(self, request: Any) -> Any:
         """vLLM's lookup; for a request that wants prompt scores, only as far as there are scores too."""
         plan = plan_of(request)
+        manager = self.kv_cache_manager
+        if plan is not None and plan.latched:
+            # What its gates saw at positions that are not forwarded would be lost.
+            return manager.empty_kv_cache_blocks, 0, 0, False
         if plan is None or not _wants_prompt_scores(plan):
             return super()._get_local_prefix_cache_hit(request)
-        manager = self.kv_cache_manager
         covered = self._scores.covered(request.block_hashes, plan.readouts) if request.block_hashes else 0
         if not covered or not manager.prefix_cache_lookup_enabled(request):
             return manager.empty_kv_cache_blocks, 0, 0, False
@@ -232,7 +293,9 @@ class SteeringScheduler(_Base):
             hashes = self.requests[request_id].block_hashes[: -(-n_computed // self.hash_block_size)]
             # Looked up in this very step, so they are there; were they not, the client would report the gap.
             if self._scores.covered(hashes, held.plan.readouts) == len(hashes):
-                buffer.add_scores(0, self._scores.take(hashes, held.plan.readouts)[:n_computed])
+                rows = self._scores.take(hashes, held.plan.readouts)[:n_computed]
+                held.look(0, rows)
+                buffer.add_scores(0, rows)
 
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
         """vLLM's, and the scores beside the cache: it is called when weights change."""
@@ -248,12 +311,15 @@ class SteeringScheduler(_Base):
     def _let_go(self, held: _Held) -> None:
         if held.plan.slot:
             self.pilothouse_slots.release([held.plan.slot])
+        if held.chain_key:
+            self.pilothouse_chains.release([held.chain_key])
         self.pilothouse_columns.release(held.plan.readouts)
 
     def _orders(self, started: list[str]) -> StepOrders | None:
         """What the workers must do before this step, given the requests that start in it."""
         store = self.pilothouse_directions
         slots: list[SlotLoad] = []
+        chains: list[ChainLoad] = []
         readouts: list[ReadoutLoad] = []
         requests: dict[str, RequestOrders] = {}
         needed: set[bytes] = set()
@@ -263,16 +329,22 @@ class SteeringScheduler(_Base):
             if plan.slot and self.pilothouse_slots.mark_loaded(plan.slot):
                 slots.append(SlotLoad(held.slot, tuple(tuple(plan.edits[i] for i in row) for row in plan.rows)))
                 needed.update(edit.direction for edit in plan.edits)
+            if held.chain_key and self.pilothouse_chains.mark_loaded(held.chain_key):
+                columns = tuple(0 if step.gate is None else held.columns[step.gate.readout] for step in plan.steps)
+                chains.append(ChainLoad(held.chain, plan.steps, columns))
+                needed.update(plan.chained)
             for column, digest in zip(held.columns, plan.readouts, strict=True):
                 if self.pilothouse_columns.mark_loaded(digest):
                     readouts.append(ReadoutLoad(column, digest))
                     needed.add(digest)
-            requests[request_id] = RequestOrders(held.slot, plan.spans, held.columns, plan.read_from)
+            requests[request_id] = RequestOrders(
+                held.slot, plan.spans, held.columns, plan.read_from, held.chain, plan.steps
+            )
         retired, self._retired = tuple(self._retired), []
         forget = store.dropped()
         if not (requests or retired or forget):
             return None
-        return StepOrders(retired, forget, store.unsent(needed), tuple(slots), tuple(readouts), requests)
+        return StepOrders(retired, forget, store.unsent(needed), tuple(slots), tuple(chains), tuple(readouts), requests)
 
     def _buffer(self, readings: StepReadings) -> None:
         ends = np.cumsum(readings.scored)
@@ -286,6 +358,7 @@ class SteeringScheduler(_Base):
             scored = int(readings.scored[k])
             if scored:
                 rows = readings.scores[int(ends[k]) - scored : int(ends[k]), held.columns]
+                held.look(start + count - scored, rows)
                 buffer.add_scores(start + count - scored, rows)
                 if held.collector is not None:
                     held.collector.add(start + count - scored, rows, self.requests[request_id].block_hashes)
@@ -303,6 +376,14 @@ class SteeringScheduler(_Base):
 
 def _wants_prompt_scores(plan: WirePlan) -> bool:
     return bool(plan.readouts) and plan.read_from == 0
+
+
+def _chain_keys(plan: WirePlan, columns: list[int]) -> list[bytes]:
+    """What a loaded chain is known by: its digest, and the columns that its gates look at, which change owners."""
+    if not plan.chain:
+        return []
+    looked_at = [columns[step.gate.readout] for step in plan.steps if step.gate is not None and not step.gate.latched]
+    return [plan.chain + bytes(f"{looked_at}", "ascii")]
 
 
 def make_scheduler(**kwargs: Any) -> Any:

@@ -16,8 +16,10 @@ import numpy as np
 import torch
 
 from pilothouse.core.config import EngineLayout
+from pilothouse.core.directions import Direction
+from pilothouse.core.edits import Edit, Positions
 from pilothouse.core.errors import StartupError
-from pilothouse.core.plans import Direction, Edit, Plan, Positions, Readout
+from pilothouse.core.plans import Plan, Readout
 from pilothouse.core.serving import RequestSession
 from pilothouse.core.sites import Float32, ModelShape
 from pilothouse.core.tracks import ChoiceTrack
@@ -33,6 +35,7 @@ from pilothouse.engine.versions import require_supported_vllm
 N_PROMPT = 12
 N_GENERATED = 3
 N_BEST = 8
+N_STEPS = 2
 STRENGTH = 0.7
 """Length of what is added, in lengths of the stream."""
 
@@ -84,7 +87,8 @@ async def self_test(engine_client: Any) -> SelfTestReport:
     config = engine_client.model_config
     if 0 <= config.max_logprobs < N_BEST:
         return SelfTestReport(skipped=f"--max-logprobs below {N_BEST}")
-    shape = model_shape(engine_client.vllm_config, layout_of(engine_client.vllm_config).sites)
+    layout = layout_of(engine_client.vllm_config)
+    shape = model_shape(engine_client.vllm_config, layout.sites)
     prompt = _prompt(config.get_vocab_size(), min(N_PROMPT, config.max_model_len - N_GENERATED))
     try:
         plain = await _reference(engine_client, prompt, [], Plan())
@@ -92,14 +96,17 @@ async def self_test(engine_client: Any) -> SelfTestReport:
         return SelfTestReport(skipped=str(error))
     steered = _steering_plan(shape, plain.norms, STRENGTH)
     plans = [Plan(), steered, _steering_plan(shape, plain.norms, 0.0), _reading_plan(shape)]
+    if layout.chain_steps >= N_STEPS:
+        plans.append(_chained_plan(shape, plain.norms))
     await engine_client.collective_rpc("pilothouse_poison")
     # A gathered batch: plain, steered and read requests share their steps.
     trials = await asyncio.gather(*(_serve(engine_client, prompt, plan) for plan in plans))
     tolerance = TOLERANCE[config.dtype]
-    movement, steering_error = await _steering(engine_client, prompt, trials[1])
+    found_by_plan = [await _steering(engine_client, prompt, trial) for trial in (trials[1], *trials[4:])]
+    movement, _ = found_by_plan[0]
     report = SelfTestReport(
         movement,
-        steering_error / movement,
+        max(error / moved for moved, error in found_by_plan),
         max([await _error(engine_client, prompt, trial, Plan()) for trial in (trials[0], trials[2])]) / movement,
         await _readout_error(engine_client, prompt, trials[3]),
     )
@@ -156,6 +163,21 @@ def _steering_plan(shape: ModelShape, norms: dict[int, float], strength: float) 
         for layer, positions in places
     ]
     return Plan(tuple(edits))
+
+
+def _chained_plan(shape: ModelShape, norms: dict[int, float]) -> Plan:
+    """Edits that depend on the stream: one component is set, and another projected out with the length kept."""
+    rng = np.random.default_rng(3)
+    middle, late = shape.sites[len(shape.sites) // 2], shape.sites[max(len(shape.sites) - 2, 0)]
+    value = {middle: STRENGTH * norms[middle]}
+    return Plan(
+        (
+            Edit("self-test", _direction(rng, [middle], shape.d_model), value, "all", op="set"),
+            Edit(
+                "self-test", _direction(rng, [late], shape.d_model), {late: 1.0}, "all", op="ablate", preserve_norm=True
+            ),
+        )
+    )
 
 
 def _reading_plan(shape: ModelShape) -> Plan:

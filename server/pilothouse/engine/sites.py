@@ -13,6 +13,7 @@ from torch import nn
 
 from pilothouse.core.config import EngineLayout
 from pilothouse.core.errors import StartupError
+from pilothouse.engine.chains import ChainBank
 
 BlockOutput = torch.Tensor | tuple[torch.Tensor, ...]
 
@@ -20,17 +21,23 @@ BlockOutput = torch.Tensor | tuple[torch.Tensor, ...]
 class StepBuffers(nn.Module):
     """What all sites share. Row 0 of every edit bank is zero: a token with row 0 is untouched.
 
-    rows: [max_tokens] int64, the edit row of each token; scores: [max_tokens, readouts] float32.
+    rows: [max_tokens] int64, the edit row of each token; scores: [max_tokens, readouts] float32; chains: [max_tokens]
+    int64, the chain of each token; gains: [max_tokens, chain_steps] float32, 1 where a step of it acts and 0 elsewhere.
     """
 
     rows: torch.Tensor
     scores: torch.Tensor
+    chains: torch.Tensor
+    gains: torch.Tensor
 
     def __init__(self, max_tokens: int, layout: EngineLayout, device: torch.device) -> None:
         super().__init__()
         self.register_buffer("rows", torch.zeros(max_tokens, dtype=torch.int64, device=device), persistent=False)
         scores = torch.zeros(max_tokens, layout.readouts, dtype=torch.float32, device=device)
         self.register_buffer("scores", scores, persistent=False)
+        self.register_buffer("chains", torch.zeros(max_tokens, dtype=torch.int64, device=device), persistent=False)
+        gains = torch.zeros(max_tokens, layout.chain_steps, dtype=torch.float32, device=device)
+        self.register_buffer("gains", gains, persistent=False)
 
 
 class Site(nn.Module):
@@ -56,6 +63,7 @@ class Site(nn.Module):
         kept = buffers.rows.shape[0] if layout.capture else 0
         captured = torch.zeros(kept, d_model, dtype=torch.float32, device=device)
         self.register_buffer("captured", captured, persistent=False)
+        self.bank = ChainBank(layout, d_model, dtype, device)
 
     def read(self, stream: torch.Tensor) -> None:
         """Add this layer's readouts of `stream` [n_tokens, d_model] float32 to the shared scores."""
@@ -72,18 +80,29 @@ class Site(nn.Module):
         if self.capture:
             self.captured[:n_tokens].copy_(stream)
 
-    def edit(self, stream: torch.Tensor) -> torch.Tensor:
-        """`stream` [n_tokens, d_model] plus each token's row."""
-        return stream + self.edits[self.buffers_.rows[: stream.shape[0]]]
+    def edit(self, hidden: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
+        """`hidden` [n_tokens, d_model] plus each token's row and what its chain then adds.
+
+        stream: the whole stream, of which `hidden` may be a part, in float32.
+        """
+        n_tokens = hidden.shape[0]
+        rows = self.edits[self.buffers_.rows[:n_tokens]]
+        if not self.bank.chain_steps:
+            return hidden + rows
+        chains, gains = self.buffers_.chains[:n_tokens], self.buffers_.gains[:n_tokens]
+        change = self.bank.change(stream + rows.float(), chains, gains, self.buffers_.scores[:n_tokens])
+        return hidden + rows + change.to(hidden.dtype)
 
     def hook(self, module: nn.Module, args: Any, output: BlockOutput) -> BlockOutput:
         """Forward hook of a block that returns (hidden, residual) or the stream itself."""
         if isinstance(output, tuple):
             hidden, residual = output
-            self.read(hidden.float() + residual.float())
-            return self.edit(hidden), residual
-        self.read(output.float())
-        return self.edit(output)
+            stream = hidden.float() + residual.float()
+            self.read(stream)
+            return self.edit(hidden, stream), residual
+        stream = output.float()
+        self.read(stream)
+        return self.edit(output, stream)
 
 
 def install_sites(

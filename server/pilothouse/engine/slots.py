@@ -26,6 +26,10 @@ class SlotTable:
         spare = len(self._free) + sum(key not in wanted for key in self._idle)
         return new <= spare
 
+    def places(self, keys: Collection[bytes]) -> list[int] | None:
+        """The places of `keys` where each has one already, held or idle; else None. `acquire` would give the same."""
+        return [self._place[key] for key in keys] if all(key in self._place for key in keys) else None
+
     def acquire(self, keys: Collection[bytes]) -> list[int]:
         """Hold a place for each key, in order. Call only after `can_acquire`."""
         distinct = dict.fromkeys(keys)

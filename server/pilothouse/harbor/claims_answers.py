@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pilothouse.core.plans import Direction, Edit, Plan, Positions
+from pilothouse.core.directions import Direction
+from pilothouse.core.edits import Edit, Positions
+from pilothouse.core.plans import Plan
 from pilothouse.core.serving import SteeredModel
 from pilothouse.harbor.answers import Question, ask, is_right
 from pilothouse.harbor.claims import Bar, Claim, Item, share

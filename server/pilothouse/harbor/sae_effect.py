@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pilothouse.core.plans import Direction, Positions
+from pilothouse.core.directions import Direction
+from pilothouse.core.edits import Positions
 from pilothouse.core.serving import ActivationSource, SteeredModel
 from pilothouse.harbor.answers import Question, embedded_model
 from pilothouse.harbor.claims import Item, share

@@ -9,10 +9,11 @@ from pilothouse.steering.extraction import Extraction, Recipe, extract_vector, e
 from pilothouse.steering.inline import decode_inline
 from pilothouse.steering.pairs import ContrastPair, load_pairs
 from pilothouse.steering.read_work import ReadWork
-from pilothouse.steering.sae import Sae
+from pilothouse.steering.sae import Sae, SaeFeature
 from pilothouse.steering.sae_file import load_sae, load_saes
 from pilothouse.steering.vector import Vector
 from pilothouse.steering.vector_file import load_vector, load_vectors, save_vector, vector_from_bytes
+from pilothouse.steering.vector_formats import ImportOptions, import_vector
 
 __all__ = [
     "ContrastPair",
@@ -22,9 +23,11 @@ __all__ = [
     "DoseReport",
     "DoseSettings",
     "Extraction",
+    "ImportOptions",
     "ReadWork",
     "Recipe",
     "Sae",
+    "SaeFeature",
     "Vector",
     "WorkFile",
     "decode_inline",
@@ -32,6 +35,7 @@ __all__ = [
     "dose_key",
     "extract_vector",
     "extraction_key",
+    "import_vector",
     "load_pairs",
     "load_prompts",
     "load_sae",

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from pilothouse.core.directions import Direction
 from pilothouse.core.errors import ArtefactError
-from pilothouse.core.plans import Direction
 from pilothouse.core.serving import SteeredModel
 from pilothouse.steering.dose_bench import Bench, mean
 from pilothouse.steering.dose_range import Effect, Recommendation, recommend

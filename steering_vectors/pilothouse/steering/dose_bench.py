@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from pilothouse.core.directions import Direction
+from pilothouse.core.edits import Edit, PositionRange, Positions
 from pilothouse.core.errors import ArtefactError
 from pilothouse.core.items import Item
-from pilothouse.core.plans import Direction, Edit, Plan, PositionRange, Positions, Readout, resolve_positions
+from pilothouse.core.plans import Plan, Readout, resolve_positions
 from pilothouse.core.serving import Generated, SteeredModel
 from pilothouse.core.sites import Float32
 from pilothouse.steering.dose_items import DosePrompt

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pilothouse.core.plans import Direction, PositionRange, Positions
+from pilothouse.core.directions import Direction
+from pilothouse.core.edits import PositionRange, Positions
 from pilothouse.core.serving import SteeredModel
 from pilothouse.core.sites import Float32
 from pilothouse.steering.dose_items import DosePrompt, digest_lines

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from pilothouse.core.artefact import check_name
+from pilothouse.core.directions import Direction
 from pilothouse.core.errors import ArtefactError
-from pilothouse.core.plans import Direction
 from pilothouse.core.serving import ActivationSource
 from pilothouse.core.sites import SITE, Float32
 from pilothouse.steering.methods import SCALES, Method, find_direction

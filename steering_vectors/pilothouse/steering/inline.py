@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from pilothouse.core.directions import Direction
 from pilothouse.core.errors import BadRequest
-from pilothouse.core.plans import Direction
 from pilothouse.core.sites import Float32, ModelShape
 
 

@@ -1,51 +1,42 @@
-"""A sparse autoencoder, as far as steering needs it: its decoder, row by row."""
+"""A sparse autoencoder, as far as steering needs it: its features, one by one, in terms of the raw residual stream."""
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 
 from pilothouse.core.artefact import check_fits
 from pilothouse.core.errors import ArtefactError, BadRequest
 from pilothouse.core.sites import Float32, ModelShape
+from pilothouse.steering.sae_rows import Encoder, Rows
 
-CACHED_ROWS = 256
 
+@dataclass(frozen=True, eq=False)
+class SaeFeature:
+    """One feature, with every normalisation of its SAE folded in, so that it meets the raw stream h [d_in] float32.
 
-class Decoder:
-    """The matrix ``W_dec`` of a safetensors file, read a row at a time from the mapped file.
-
-    transposed: the file has it as [d_in, d_sae]; divisor: rows are divided by it to be in the stream's own units.
+    Its activation is ``a = x if x > threshold else 0`` with ``x = h . encoder + bias``, and one unit of it adds
+    `decoder` [d_in] to the stream. `encoder` [d_in] is None where the SAE cannot be read (`Sae.why_not_read`); bias and
+    threshold are then 0. `max_act`: the largest `a` that was seen, None when it is not known.
     """
 
-    def __init__(self, path: Path, *, transposed: bool = False, divisor: float = 1.0) -> None:
-        self.path = path
-        self._transposed = transposed
-        self._divisor = divisor
-        # numpy has no bfloat16, so torch does the reading.
-        self._weights = safe_open(path, framework="pt")
-        self.row = lru_cache(maxsize=CACHED_ROWS)(self._read)
-
-    def _read(self, feature: int) -> Float32:
-        matrix = self._weights.get_slice("W_dec")
-        span = slice(feature, feature + 1)
-        stored = matrix[:, span] if self._transposed else matrix[span]
-        row: Float32 = stored.flatten().float().numpy().astype(np.float32)
-        row = (row.astype(np.float64) / self._divisor).astype(np.float32)
-        if not np.isfinite(row).all():
-            raise ArtefactError(f"{self.path}: row {feature} of W_dec holds NaN or infinite numbers")
-        row.flags.writeable = False
-        return row
+    decoder: Float32
+    encoder: Float32 | None
+    bias: float
+    threshold: float
+    max_act: float | None
 
 
 @dataclass(frozen=True, eq=False)
 class Sae:
-    """A residual-stream SAE at the stream after block `layer`; `card` is its whole cfg.json."""
+    """A residual-stream SAE at the stream after block `layer`.
+
+    `card` is what its publisher wrote of it (SAELens: the whole cfg.json). Exactly one of `encoder` and `why_not_read`
+    is given: a sentence on why features can be added to the stream but neither read from it nor clamped.
+    """
 
     name: str
     layer: int
@@ -54,10 +45,28 @@ class Sae:
     architecture: str
     model: str | None
     card: Mapping[str, Any]
-    decoder: Decoder
+    decoder: Rows
+    format: str
+    activation: str
+    encoder: Encoder | None = None
+    why_not_read: str | None = None
     max_acts: Float32 | None = None
     unit_decoder: bool = False
     """The SAE divides each activation by its row's norm before decoding (`rescale_acts_by_decoder_norm`)."""
+    settings: str = ""
+    """What changes the rows' numbers and is not in the weights file, such as the factor of a normalisation."""
+
+    def __post_init__(self) -> None:
+        assert (self.encoder is None) == (self.why_not_read is not None)
+
+    def feature(self, feature: int) -> SaeFeature:
+        """One feature for the raw stream. BadRequest for one that the SAE does not have, ArtefactError for one whose
+        numbers are not finite."""
+        decoder, largest = self.decoder_row(feature), self.max_act(feature)
+        if self.encoder is None:
+            return SaeFeature(decoder, None, 0.0, 0.0, largest)
+        encoder, bias, threshold = self.encoder.folded(feature)
+        return SaeFeature(decoder, encoder, bias, threshold, largest)
 
     def decoder_row(self, feature: int) -> Float32:
         """What one unit of the feature adds to the stream, [d_in] float32, not normalised.
@@ -78,14 +87,21 @@ class Sae:
             return None
         largest = float(self.max_acts[feature])
         if self.unit_decoder:
-            largest /= max(float(np.linalg.norm(row.astype(np.float64))), 1e-8)
+            stored = row.astype(np.float64) * self.decoder.divisor
+            largest /= max(float(np.linalg.norm(stored)), 1e-8)
         return largest if largest > 0 else None
 
     @cached_property
     def digest(self) -> str:
-        """``sha256:`` of the weights file; read in full the first time."""
-        with self.decoder.path.open("rb") as file:
-            return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+        """``sha256:`` of the weights file, and of `settings` where there are any; read in full the first time."""
+        try:
+            with self.decoder.path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ArtefactError(f"{self.decoder.path} cannot be read: {error.strerror}") from None
+        if self.settings:
+            content = hashlib.sha256(f"{content} {self.settings}".encode()).hexdigest()
+        return f"sha256:{content}"
 
     def check_fits(self, shape: ModelShape) -> None:
         """ArtefactError unless model, layer and width are the served model's."""

@@ -11,7 +11,7 @@ from safetensors.numpy import save
 
 from pilothouse.core.artefact import parse_json, read_artefact
 from pilothouse.core.errors import ArtefactError
-from pilothouse.steering.sae_file import CONFIG, WEIGHTS
+from pilothouse.steering.sae_formats.saelens import CONFIG, WEIGHTS
 from pilothouse.steering.sae_measure import SaeMeasures
 
 FEATURE_STATISTICS = "feature_stats.safetensors"

@@ -12,6 +12,7 @@ from pilothouse.core.serving import ActivationSource
 from pilothouse.steering.reading import Progress
 from pilothouse.steering.sae_examples import TopRows, top_rows
 from pilothouse.steering.sae_folder import write_draft
+from pilothouse.steering.sae_formats.registry import WORK_MARK
 from pilothouse.steering.sae_measure import SaeMeasures, measure_sae
 from pilothouse.steering.sae_pass import load_encoder
 from pilothouse.steering.sae_settings import SaeSettings
@@ -45,12 +46,12 @@ class SaeWork:
         self.folder = folder
         self.bars = bars
         self.resume = resume
-        if folder.exists() and not (folder / MARK).is_file():
+        if folder.exists() and not (folder / WORK_MARK).is_file():
             raise ArtefactError(f"{folder} is not a work folder of an SAE")
         if not resume:
             self.remove()
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MARK).write_text("pilothouse sae\n", encoding="utf-8")
+        (folder / WORK_MARK).write_text("pilothouse sae\n", encoding="utf-8")
 
     def read(self, sides: Mapping[str, Sequence[SaeText]], plan: ReadPlan, opener: Opener) -> dict[str, RowStore]:
         """The activations of each side. The source is opened only when some are missing."""
@@ -99,9 +100,6 @@ class SaeWork:
     def remove(self) -> None:
         """Delete the folder: the run is complete, or begins anew."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-MARK = "pilothouse-sae.txt"
 
 
 def hook_metadata(layer: int, model: str, context: int) -> dict[str, Any]:

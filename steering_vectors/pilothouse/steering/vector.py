@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pilothouse.core.artefact import check_fits
-from pilothouse.core.plans import Direction
+from pilothouse.core.directions import Direction
 from pilothouse.core.sites import ModelShape
 
 

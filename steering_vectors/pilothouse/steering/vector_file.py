@@ -15,8 +15,8 @@ from pilothouse.core.artefact import (
     read_artefact,
     write_artefact,
 )
+from pilothouse.core.directions import Direction
 from pilothouse.core.errors import ArtefactError
-from pilothouse.core.plans import Direction
 from pilothouse.core.sites import Float32
 from pilothouse.steering.vector import Vector
 

@@ -3,12 +3,14 @@
 An SAE that could only be steered wrongly is refused here, with the reason.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pilothouse.core.errors import ArtefactError
+from pilothouse.steering.sae_formats.base import not_alone
+from pilothouse.steering.sae_formats.config import read_factor, read_flag, read_size, read_text
+from pilothouse.steering.sae_formats.hooks import layer_of_hook, layer_of_module
 
 ARCHITECTURES = (
     "standard",
@@ -20,6 +22,10 @@ ARCHITECTURES = (
     "matryoshka_batchtopk",
     "matching_pursuit",
 )
+READABLE = {"standard": "relu", "gated": "gated relu", "jumprelu": "jumprelu"}
+"""Architectures whose features are read one by one, and the name of their activation."""
+COMPETING = ("topk", "abstopk")
+TRAINING = ("batchtopk", "matryoshka_batchtopk")
 RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index"}
 PER_TOKEN = ("layer_norm", "constant_norm_rescale")
 
@@ -37,6 +43,9 @@ class SaeConfig:
     """The weights are in units of the stream times a factor that is not folded into them."""
     factor: float | None
     unit_decoder: bool
+    subtracts_b_dec: bool
+    activation: str
+    why_not_read: str | None
 
 
 def parse_config(cfg: Mapping[str, Any]) -> SaeConfig:
@@ -45,45 +54,61 @@ def parse_config(cfg: Mapping[str, Any]) -> SaeConfig:
     if not isinstance(metadata, dict):
         raise ArtefactError("cfg.json: metadata must be an object")
     flat = {RENAMED.get(key, key): value for key, value in {**cfg, **metadata}.items()}
-    model = flat.get("model_name")
-    if model is not None and not isinstance(model, str):
-        raise ArtefactError("cfg.json: model_name must be a string")
+    architecture = _architecture(cfg)
+    activation = _activation(cfg, architecture)
     return SaeConfig(
         layer=_layer(flat),
-        d_in=_size(cfg, "d_in"),
-        d_sae=_size(cfg, "d_sae"),
-        architecture=_architecture(cfg),
-        model=model,
+        d_in=read_size(cfg, "d_in", "cfg.json"),
+        d_sae=read_size(cfg, "d_sae", "cfg.json"),
+        architecture=architecture,
+        model=read_text(flat, "model_name", "cfg.json"),
         scaled=_scaled(cfg.get("normalize_activations")),
         factor=read_factor(flat.get("norm_scaling_factor"), "cfg.json: norm_scaling_factor"),
-        unit_decoder=cfg.get("rescale_acts_by_decoder_norm") is True,
+        # SAELens's other classes do not know the key, and go on without it.
+        unit_decoder=architecture not in READABLE and cfg.get("rescale_acts_by_decoder_norm") is True,
+        subtracts_b_dec=read_flag(cfg, "apply_b_dec_to_input", "cfg.json", default=True),
+        activation=activation,
+        why_not_read=_why_not_read(architecture, activation),
     )
-
-
-def read_factor(value: object, what: str) -> float | None:
-    """A factor by which activations were multiplied: None, or a positive number."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise ArtefactError(f"{what} must be a positive number, not {value!r}")
-    return float(value)
-
-
-def _size(cfg: Mapping[str, Any], key: str) -> int:
-    value = cfg.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ArtefactError(f"cfg.json: {key} must be a positive whole number, not {value!r}")
-    return value
 
 
 def _architecture(cfg: Mapping[str, Any]) -> str:
     architecture = cfg.get("architecture") or "standard"
-    if architecture in ARCHITECTURES:
-        return str(architecture)
-    raise ArtefactError(
-        f"cfg.json: architecture {architecture!r} cannot be steered by decoder rows; those that can: "
-        + ", ".join(ARCHITECTURES)
-    )
+    if architecture not in ARCHITECTURES:
+        raise ArtefactError(
+            f"cfg.json: architecture {architecture!r} cannot be steered by decoder rows; those that can: "
+            + ", ".join(ARCHITECTURES)
+        )
+    # Before version 6 top-k was an activation function of a standard SAE.
+    return "topk" if _activation_key(cfg) == "topk" else str(architecture)
+
+
+def _activation_key(cfg: Mapping[str, Any]) -> object:
+    return cfg.get("activation_fn_str") or cfg.get("activation_fn") or "relu"
+
+
+def _activation(cfg: Mapping[str, Any], architecture: str) -> str:
+    if architecture in READABLE:
+        named = _activation_key(cfg)
+        return READABLE[architecture] if named == "relu" else str(named)
+    kwargs = cfg.get("activation_fn_kwargs")
+    k = cfg.get("k", kwargs.get("k") if isinstance(kwargs, dict) else None)
+    return architecture if k is None else f"{architecture} (k = {k})"
+
+
+def _why_not_read(architecture: str, activation: str) -> str | None:
+    if architecture in COMPETING:
+        return not_alone(activation)
+    if architecture in TRAINING:
+        return (
+            f"the weights are a training checkpoint of {architecture}, whose activation depends on the batch: save "
+            "them with save_inference_model"
+        )
+    if architecture not in READABLE:
+        return f"the activations of {architecture} are found in steps that each depend on all features"
+    if activation != READABLE[architecture]:
+        return f"the activation {activation!r} is not relu"
+    return None
 
 
 def _scaled(normalize: object) -> bool:
@@ -111,31 +136,15 @@ def _layer(flat: Mapping[str, Any]) -> int:
         raise ArtefactError("cfg.json: no hook_name says which layer the SAE belongs to")
     named = {_layer_of_hook(hook, flat)} if hook is not None else set()
     if module is not None:
-        named.add(_layer_of_module(module))
+        named.add(layer_of_module(module, "cfg.json: hf_hook_name"))
     if len(named) > 1:
         raise ArtefactError(f"cfg.json: hook_name {hook!r} and hf_hook_name {module!r} are different layers")
     return named.pop()
 
 
 def _layer_of_hook(hook: object, flat: Mapping[str, Any]) -> int:
-    match = re.fullmatch(r"blocks\.([0-9]{1,6})\.hook_resid_(pre|post)", str(hook))
-    if not match:
-        raise ArtefactError(
-            f"cfg.json: the SAE is at {hook!r}; only residual-stream SAEs (blocks.L.hook_resid_post) can steer"
-        )
-    block = int(match[1])
+    layer = layer_of_hook(hook, "cfg.json")
+    block = int(str(hook).split(".")[1])
     if flat.get("hook_layer", block) not in (block, None):
         raise ArtefactError(f"cfg.json: hook_layer {flat['hook_layer']!r} contradicts {hook!r}")
-    if match[2] == "post":
-        return block
-    # The stream before block L is the stream after block L - 1.
-    if block == 0:
-        raise ArtefactError(f"cfg.json: {hook!r} is the embedding's output, before any site")
-    return block - 1
-
-
-def _layer_of_module(module: object) -> int:
-    match = re.fullmatch(r"(?:[A-Za-z_]+\.)*(?:layers|h|blocks)\.([0-9]{1,6})(?:\.output)?", str(module))
-    if not match:
-        raise ArtefactError(f"cfg.json: hf_hook_name {module!r} is not the output of a decoder block")
-    return int(match[1])
+    return layer

@@ -1,0 +1,1 @@
+"""Sparse autoencoders as their publishers store them: one module a format, found by `registry.detect`."""
