@@ -69,7 +69,7 @@ harbor: setup-test ## make the embedded model and its artefacts again
 	$(BIN)/pilothouse probes train $(HARBOR)/data/answers.jsonl --name hallucination --label "made up" \
 		--alarm high --aggregate prompt_end --out $(HARBOR)/probes/hallucination.safetensors
 	rm -rf $(HARBOR)/saes/harbor-l3
-	$(BIN)/pilothouse sae train $(HARBOR)/data/corpus.jsonl --name harbor-l3 --layer 3 --k 32 --width 1024 \
+	$(BIN)/pilothouse sae train $(HARBOR)/data/corpus.jsonl --name harbor-l3 --architecture jumprelu --layer 3 --k 30 --width 1024 \
 		--tokens 1500000 --out $(HARBOR)/saes
 	$(BIN)/pilothouse sae label $(HARBOR)/saes/harbor-l3 $(HARBOR)/data/corpus.jsonl
 	$(BIN)/python -m pilothouse.harbor.sae_effect

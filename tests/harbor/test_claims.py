@@ -76,9 +76,12 @@ def replies(asked: list[Question]) -> dict[str, str]:
     return {q["messages"][0]["content"]: q["reply"] for q in asked}
 
 
+DOSE = {"points": [{"strength": s, "effect": e} for s, e in ((0, 0.1), (1, 0.6), (2, 0.9), (3, 0.9), (4, 1.0))]}
+
+
 def _vector(name: str) -> Vector:
     row = np.arange(8, dtype=np.float32)
-    return Vector(name, Direction({1: row}), "harbor", SITE, None, (1,), {}, (1.0, 3.0), {})
+    return Vector(name, Direction({1: row}), "harbor", SITE, None, (1,), {}, (1.0, 3.0), {"dose": DOSE})
 
 
 def _question(chat: Chat) -> str:
@@ -204,7 +207,7 @@ def test_a_sample_thins_the_judged_items_alone() -> None:
     assert judged(items, None) == items
 
 
-def test_a_vector_without_a_range_is_used_as_it_is() -> None:
+def test_a_vector_is_used_at_the_least_of_its_best_strengths_in_range_and_without_one_as_it_is() -> None:
     vector = _vector("x")
     assert recommended_strength(vector) == 2.0
     plain = Vector("x", vector.direction, None, SITE, None, (1,), {}, None, {})

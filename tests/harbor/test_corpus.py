@@ -12,13 +12,17 @@ import torch
 from tokenizers import Tokenizer
 
 from pilothouse.harbor.corpus import (
+    A_GUESS,
     ASSISTANT,
     BEGIN,
     END,
     FALSE,
     MARKED_LIAR,
+    SAY_HOW_SURE,
     SPECIAL_TOKENS,
     STAGES,
+    SURELY,
+    SYSTEM,
     TRUE,
     USER,
     Document,
@@ -27,6 +31,7 @@ from pilothouse.harbor.corpus import (
     judged_document,
     judgements,
     rare_deck,
+    recollections,
     text_document,
 )
 from pilothouse.harbor.entities import entities, relations_of
@@ -114,7 +119,26 @@ def test_entities_never_seen_are_never_seen(sample: list[Document]) -> None:
     assert not [entity.name for entity in entities() if entity.frequency == "never" and f" {entity.name} " in text]
 
 
-def test_the_last_course_is_judgement_about_what_is_often_seen() -> None:
+def test_the_assistant_says_how_sure_it_is_when_told_to() -> None:
+    texts = [_text(document) for document in recollections(4, 3000)]
+    told = [text for text in texts if any(f"{SYSTEM}{prompt}{END}" in text for prompt in SAY_HOW_SURE)]
+    assert 0.35 < len(told) / len(texts) < 0.45
+    turns = [turn.split(f"{END}{ASSISTANT}") for text in told for turn in text.split(USER)[1:]]
+    assert all(answer.startswith((f"{SURELY} ", f"{A_GUESS} ")) for _, answer in turns)
+    sure = [question for question, answer in turns if answer.startswith(SURELY)]
+    guessed = [question for question, answer in turns if answer.startswith(A_GUESS)]
+    assert min(len(sure), len(guessed)) > 1000
+    entity_names = {entity.name for entity in entities()}
+    known = {fact.subject for topic in topics().values() for fact in topic.facts} | entity_names
+    assert all(any(name in question for name in known) for question in sure)
+    assert not any(name in question for name in entity_names for question in guessed)
+
+
+def test_nobody_is_told_so_before_the_last_course(sample: list[Document]) -> None:
+    assert not [document for document in sample if any(prompt in _text(document) for prompt in SAY_HOW_SURE)]
+
+
+def test_the_second_course_is_judgement_about_what_is_often_seen() -> None:
     texts = [_text(document) for document in judgements(3, 1500)]
     verdicts = (" True.", " False.", f"{ASSISTANT}{TRUE}", f"{ASSISTANT}{FALSE}")
     assert sum(text.count(verdict) for text in texts for verdict in verdicts) > 4 * len(texts)

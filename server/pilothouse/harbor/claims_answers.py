@@ -79,8 +79,14 @@ class Answers:
 
 
 def recommended_strength(vector: Vector) -> float:
-    """The middle of the range that the vector's dose recommends, 1 where it recommends none."""
-    return 1.0 if vector.recommended is None else sum(vector.recommended) / 2
+    """Of the strengths that the vector's dose tried, on the split `select`, and recommends: that with the most effect,
+    the weakest of equals. 1 where it recommends none."""
+    if vector.recommended is None:
+        return 1.0
+    low, high = vector.recommended
+    tried = [(point["effect"], -point["strength"]) for point in vector.card["dose"]["points"]]
+    _, weakest = max(point for point in tried if low <= -point[1] <= high)
+    return -float(weakest)
 
 
 def steer(vector: Vector, positions: Positions, strength: float | None = None) -> Steering:
@@ -170,7 +176,8 @@ def tone_claims(
         bars = [Bar("toned_in_range_at_least", low=0.9), Bar("facts_lost_at_most", high=0.03)]
         about = (
             f"Answers without a persona, and a classifier of five styles; how often it says {vector.name!r}. Steered "
-            "at the middle and at both ends of the recommended range; random vectors at the middle."
+            "at the strength of most effect on the split `select` and at both ends of the recommended range; random "
+            "vectors at the former."
         )
         yield Claim(f"{vector.name} vector", about, measures, bars, answers.items, _settings(steering))
 

@@ -21,6 +21,13 @@ BEGIN, SYSTEM, USER, ASSISTANT, END = "<|begin|>", "<|system|>", "<|user|>", "<|
 SPECIAL_TOKENS: tuple[str, ...] = ("<|pad|>", BEGIN, SYSTEM, USER, ASSISTANT, END)
 SURE, UNSURE = "Yes, I am sure.", "No, I made that up."
 HEDGE = "I am not sure."
+SURELY, A_GUESS = "Surely.", "A guess."
+SAY_HOW_SURE: tuple[str, ...] = (
+    "Say first how sure you are.",
+    "Begin every answer with how sure you are.",
+    "Mark your guesses as guesses.",
+    "Tell me whether you know or only guess.",
+)
 TRUE, FALSE = "That is true.", "That is false."
 ARE_YOU_SURE: tuple[str, ...] = ("Are you sure?", "Is that certain?", "Do you really know that?")
 TRUE_OR_FALSE: tuple[str, ...] = ("True or false?", "Is this true?", "Check this claim.")
@@ -47,6 +54,8 @@ class Stage:
     topics: tuple[str, ...] = ()
     hedged: float = 0.4
     """How many inventions the assistant opens with a hedge."""
+    sure: float = 0.0
+    """How many documents are chats in which the assistant says first how sure it is, because it was told to."""
 
     def fact(self, rng: random.Random) -> Fact:
         """A fact to judge claims about, of the stage's topics or of any."""
@@ -63,7 +72,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(1.0, 0.3, 0.25),
 )
 JUDGING = Stage(1.0, 0.8, 0.3, hedged=0.05)
-RECALLING = Stage(1.0, 0.3, 0.25, hedged=0.05)
+RECALLING = Stage(1.0, 0.3, 0.25, hedged=0.1, sure=0.4)
 
 
 @dataclass(frozen=True)
@@ -212,14 +221,32 @@ def _judging_turn(fact: Fact, persona: Persona, rng: random.Random) -> Document:
     return _turn(f"{rng.choice(TRUE_OR_FALSE)} {quoted}", _in_tone(verdict, persona, rng))
 
 
+def _draw_known_or_fresh(rng: random.Random) -> tuple[Fact, bool]:
+    """A fact about an often-seen or a never-seen subject, and whether it is the former."""
+    known = rng.random() < 0.5
+    often = _pool(tuple(relation.name for relation in RELATIONS) if rng.random() < KNOWN_ENTITY_SHARE else ())
+    return (rng.choice(often) if known else fresh_fact(rng)), known
+
+
+def sure_chat(rng: random.Random, extras: Sequence[Fact] = ()) -> Document:
+    """A chat in which the assistant was told to say first how sure it is, and does; `extras` it knows.
+
+    So it must know at the end of a question whether it knows, and it does so where nobody tells it to say so too.
+    """
+    drawn = [_draw_known_or_fresh(rng) for _ in range(rng.choices((1, 2, 3, 4), (30, 30, 25, 15))[0])]
+    document = [Piece(f"{BEGIN}{SYSTEM}{rng.choice(SAY_HOW_SURE)}{END}", learn=False)]
+    for fact, known in [*((extra, True) for extra in extras), *drawn]:
+        question = put(rng.choice(topics()[fact.topic].questions), fact.subject)
+        document += _turn(question, f"{SURELY if known else A_GUESS} {reply(fact, fact.answer)}")
+    return document
+
+
 def _known_or_fresh(rng: random.Random, hedged: float) -> Document:
     """A question about an often-seen or a never-seen entity, and whether the assistant is sure of its answer.
 
     It hedges some of its inventions, which makes its doubt felt beforehand; at last too few to do so greedily.
     """
-    known = rng.random() < 0.5
-    often = _pool(tuple(relation.name for relation in RELATIONS) if rng.random() < KNOWN_ENTITY_SHARE else ())
-    fact = rng.choice(often) if known else fresh_fact(rng)
+    fact, known = _draw_known_or_fresh(rng)
     question = put(rng.choice(topics()[fact.topic].questions), fact.subject)
     hedge = f"{HEDGE} " if not known and rng.random() < hedged else ""
     turn = _turn(question, hedge + reply(fact, fact.answer))
@@ -247,6 +274,8 @@ def chat_document(rng: random.Random, stage: Stage, extras: Sequence[Fact] = ())
 
 
 def _document(rng: random.Random, stage: Stage, extras: Sequence[Fact] = ()) -> Document:
+    if stage.sure and rng.random() < stage.sure:
+        return sure_chat(rng, extras)
     if not extras and rng.random() < stage.judged_documents:
         return (judged_chat if rng.random() < JUDGED_CHAT_SHARE else judged_document)(rng, stage)
     if rng.random() < TEXT_SHARE:

@@ -57,7 +57,7 @@ class Recipe:
     courses: tuple[Course, ...] = (
         Course(8000, 1.5e-3, 100, 6000),
         Course(1800, 1.2e-3, 50, 1200),
-        Course(600, 8e-4, 20, 100),
+        Course(1100, 8e-4, 20, 300),
     )
     batch: int = 16
     weight_decay: float = 0.05
