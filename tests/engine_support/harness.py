@@ -93,8 +93,10 @@ class Engine:
         self.llm.llm_engine.output_processor.process_outputs = self._process_outputs
         self._ids = itertools.count()
         self._closed = False
+        self._preempted = 0
         if in_process:
             _HERE.append(self)
+            self._count_preemptions()
 
     @property
     def layout(self) -> EngineLayout:
@@ -195,9 +197,19 @@ class Engine:
                         job.tracks[output.request_id].add(job.readings[output.request_id][-1])
         return self._process(outputs, *args, **kwargs)
 
+    def _count_preemptions(self) -> None:
+        preempt = self.scheduler._preempt_request
+
+        def counting(*args: Any, **kwargs: Any) -> None:
+            self._preempted += 1
+            preempt(*args, **kwargs)
+
+        self.scheduler._preempt_request = counting
+
     def preemptions(self) -> int:
-        """How often a running request was put back, so far."""
-        return sum(int(m.value) for m in self.llm.get_metrics() if m.name == "vllm:num_preemptions")
+        """How often a running request was put back, so far, in an engine of this process. vLLM's own metric is that of
+        the engine that was started last."""
+        return self._preempted
 
     def close(self) -> None:
         """Shut down. Engines in this process share what the first to go takes along, so they wait for the last one."""
