@@ -60,7 +60,7 @@ def test_what_was_measured_is_what_is_shipped(committed: Measured) -> None:
         vector = load_vector(vectors_dir() / f"{name}.safetensors")
         assert committed[f"{name} vector"]["settings"]["vector"] == f"sha256:{vector.direction.digest.hex()}"
         low, high = vector.recommended or (0.0, 0.0)
-        assert low < committed[f"{name} vector"]["settings"]["strength"] < high
+        assert low <= committed[f"{name} vector"]["settings"]["strength"] <= high
     for claim, name in PROBES.items():
         assert committed[claim]["settings"]["version"] == load_probe(probes_dir() / f"{name}.safetensors").version
     sae = load_sae(saes_dir() / "harbor-l3")
@@ -111,4 +111,4 @@ def test_every_claim_holds_again_on_a_sample(committed: Measured, tmp_path: Path
         for bar in (bar for bar in claim["bars"] if bar["measure"] != "ece"):
             value, before = claim["measures"][bar["measure"]], committed[name]["measures"][bar["measure"]]
             # Sixty items are off by some points, up or down; what was far inside its bar must still be inside.
-            assert value == pytest.approx(before, abs=0.12), (name, bar["measure"])
+            assert value == pytest.approx(before, abs=0.12, rel=0.05), (name, bar["measure"])
