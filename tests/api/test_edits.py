@@ -142,6 +142,15 @@ async def test_a_gate_that_stops_edits_nothing(server: FakeServer, client: Clien
     assert receipt["gate"]["action"] == "stop"
 
 
+async def test_a_gate_whose_readouts_are_lost_is_an_error(client: Client) -> None:
+    gate = {"probe": "risk", "when": "above", "threshold": 0.7}
+    for action in ("steer", "stop"):
+        entry = {**HONEST, "gate": {**gate, "action": action}}
+        response = await client.chat(steering=[entry], max_tokens=N, fake={"lost": [2]})
+        assert response.status_code == 500
+        assert "scored 1 token too few" in response.json()["error"]["message"]
+
+
 async def test_capabilities_list_every_operation(client: Client) -> None:
     found = (await client.http.get("/v1/capabilities")).json()
     assert found["operations"] == ["add", "ablate", "set", "cap", "clamp", "min_clamp"]

@@ -23,8 +23,8 @@ class Ask:
     """What a request asks for: the plan for the engine, and how its answer is to be shown.
 
     probes stand in the order of the plan's readouts, of which gates may have more. tokens, prompt: scores of generated
-    and of prompt tokens are shown. steering_given: the client sent `steering`, so it gets receipts
-    even when the list was empty. probes_given: it sent `probes`, so it is owed what the engine fails to read.
+    and of prompt tokens are shown. steering_given: the client sent `steering`, so it gets receipts even when the list
+    was empty. reads_given: it sent `probes` or a gate, so it is owed what the engine fails to read.
     """
 
     plan: Plan = field(default_factory=Plan)
@@ -32,7 +32,7 @@ class Ask:
     tokens: bool = False
     prompt: bool = False
     steering_given: bool = False
-    probes_given: bool = False
+    reads_given: bool = False
 
 
 class Planner:
@@ -56,7 +56,8 @@ class Planner:
             return _without_beams(edits, asked.names != [] and PROBES in fields)
         names_at = PROBES if isinstance(fields.get(PROBES), list) else f"{PROBES}.names"
         ask = self._ask(edits, asked, catalogue, names_at)
-        return replace(ask, steering_given=steering_given, probes_given=PROBES in fields)
+        reads = PROBES in fields or any(edit.gate is not None for edit in edits)
+        return replace(ask, steering_given=steering_given, reads_given=reads)
 
     def defaults(self) -> Ask:
         """The plan of a request that cannot carry our fields: the server's default probes."""

@@ -212,7 +212,7 @@ class Session:
 
     def _fault(self, choice: _Choice) -> str:
         """What the engine left out of what the client asked for; empty when all is there."""
-        return describe_gaps(asked_for(self._gaps(choice), bool(self.plan.edits), self.ask.probes_given))
+        return describe_gaps(asked_for(self._gaps(choice), bool(self.plan.edits), self.ask.reads_given))
 
     def _finished(self, choice: _Choice) -> dict[str, Any]:
         """What `decorate` answers and the record keeps; made once."""
