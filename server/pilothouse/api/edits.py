@@ -91,7 +91,7 @@ def _unit(asked: EditField, source: Source, layer: int, where: str) -> float:
 
 def _require_length(source: Source, layers: tuple[int, ...], where: str) -> None:
     for layer in layers:
-        if not np.linalg.norm(source.direction.layers[layer].astype(np.float64)) > 0.0:
+        if not source.direction.lengths[layer] > 0.0:
             raise BadRequest(f"this {source.kind} is zero at layer {layer}: nothing has a component along it", where)
 
 

@@ -36,6 +36,11 @@ class Direction:
         """The largest absolute entry of each layer's row."""
         return {layer: float(np.abs(row).max()) for layer, row in self.layers.items()}
 
+    @cached_property
+    def lengths(self) -> dict[int, float]:
+        """The L2 norm of each layer's row."""
+        return {layer: float(np.linalg.norm(row.astype(np.float64))) for layer, row in self.layers.items()}
+
     @property
     def payload(self) -> dict[int, bytes]:
         """The rows as little-endian float32 bytes by layer, as they travel."""

@@ -24,8 +24,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-import numpy as np
-
 from pilothouse.core.directions import Direction
 
 Operation = Literal["add", "ablate", "set", "cap", "clamp", "min_clamp"]
@@ -159,7 +157,7 @@ class Edit:
             low, high, beta = value, value, 1.0
         elif self.op == "cap":
             low, high = self.bounds[layer]
-        length = float(np.linalg.norm(self.direction.layers[layer].astype(np.float64)))
+        length = self.direction.lengths[layer]
         return Rule(0.0, beta, low, high, 0.0, NO_THRESHOLD, 1.0 / length, 1.0 / length)
 
     def reach(self, layer: int) -> float:
