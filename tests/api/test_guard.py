@@ -139,7 +139,13 @@ async def test_a_body_over_the_limit_is_refused_before_its_end() -> None:
     assert json.loads(sent[1]["body"])["error"]["code"] == 413
 
 
-@pytest.mark.parametrize("path", [CHAT, "/tokenize", "/v1/probes"])
+@pytest.mark.parametrize("path", ["/v1/steering_vectors", "/v1/probes", "/v1/saes", "/v1/saes/"])
+async def test_uploads_are_left_to_their_routes(path: str) -> None:
+    pieces = [part(b"x" * 15, True), part(b"x" * 15, False)]
+    assert (await drive(pieces, path=path))[0] == pieces
+
+
+@pytest.mark.parametrize("path", [CHAT, "/tokenize", "/v1/registry/reload"])
 async def test_a_declared_length_over_the_limit_is_refused_unread(path: str) -> None:
     received, sent = await drive([], path=path, headers=[(b"content-length", b"21")])
     assert (received, sent[0]["status"]) == ([], 413)

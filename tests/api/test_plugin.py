@@ -1,8 +1,9 @@
 """The endpoint plugin: what vLLM's server asks of it, with the engine's end replaced."""
 
+import asyncio
 import sys
 from argparse import Namespace
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -17,7 +18,18 @@ from pilothouse.api.plugin import create_plugin
 from pilothouse.api.session import Extension
 from pilothouse.api.state import ApiState
 from pilothouse.core.config import CONFIG_ENV, EngineLayout
+from pilothouse.core.directions import Direction
 from pilothouse.core.errors import ArtefactError, StartupError
+
+
+@dataclass
+class Report:
+    """What the self-test found."""
+
+    lengths: dict[int, float] = field(default_factory=lambda: {2: 5.0})
+
+    def __str__(self) -> str:
+        return "all is well"
 
 
 @pytest.fixture
@@ -33,10 +45,17 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setitem(sys.modules, "pilothouse.engine", ModuleType("pilothouse.engine"))
     monkeypatch.setitem(sys.modules, "pilothouse.engine.frontend", frontend)
 
-    async def self_test(engine_client: Any) -> str:
+    async def deliver(engine_client: Any, direction: Direction) -> None:
+        seen.append((engine_client, direction))
+
+    own_requests = ModuleType("pilothouse.engine.own_requests")
+    own_requests.deliver = deliver  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pilothouse.engine.own_requests", own_requests)
+
+    async def self_test(engine_client: Any) -> Report:
         if engine_client == "a broken engine":
             raise StartupError("self-test failed")
-        return "all is well"
+        return Report()
 
     selftest = ModuleType("pilothouse.engine.selftest")
     selftest.self_test = self_test  # type: ignore[attr-defined]
@@ -61,13 +80,32 @@ async def test_it_wires_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     plugin.attach_router(app)
     state: Any = SimpleNamespace()
     await plugin.init_state("the engine", state, Namespace())
-    engine_client, extension = installed
+    engine_client, extension = installed[:2]
     assert engine_client == "the engine"
     assert isinstance(extension, Extension)
     assert isinstance(state.pilothouse, ApiState)
     assert state.pilothouse.self_test == "all is well"
+    assert state.pilothouse.strength_limit.lengths == {2: 5.0}
+    direction = Direction({})
+    await state.pilothouse.deliver(direction)
+    assert installed[2:] == [("the engine", direction)]
+    assert state.pilothouse.watching is None
     assert state.pilothouse.registry.catalogue.default_probes == ("risk",)
     assert any(name.startswith("pilothouse_probe_score") for name in REGISTRY._names_to_collectors)
+
+
+@pytest.mark.usefixtures("clean_registry", "installed")
+async def test_it_looks_for_changes_where_it_is_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CONFIG_ENV, write_all(tmp_path, reload_seconds=0.02).to_json())
+    state: Any = SimpleNamespace()
+    await create_plugin().init_state("the engine", state, Namespace())
+    (tmp_path / "vectors" / "calm.safetensors").unlink()
+    for _ in range(200):
+        if "calm" not in state.pilothouse.registry.catalogue.vectors:
+            break
+        await asyncio.sleep(0.02)
+    assert "calm" not in state.pilothouse.registry.catalogue.vectors
+    state.pilothouse.watching.cancel()
 
 
 async def test_errors_end_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: list[Any]) -> None:

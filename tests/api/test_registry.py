@@ -82,7 +82,6 @@ async def test_probes_and_saes_change_too(client: Client) -> None:
     assert "danger" in (await client.choice(probes=["danger"]))["probes"]
     assert (await client.http.delete("/v1/probes/danger", headers=HEADERS)).status_code == 200
     assert_refused(await client.chat(probes=["danger"]), "probes[0]")
-    assert_refused(await client.http.post("/v1/saes", content=b"x", headers=HEADERS), None)
     assert (await client.http.delete("/v1/saes/bare", headers=HEADERS)).status_code == 200
     assert_refused(await client.chat(steering=[{"sae": "bare", "feature": 1}]), "steering[0].sae")
 
@@ -159,12 +158,12 @@ def test_a_bad_file_stops_the_start_by_name(tmp_path: Path, spoil: Callable[[Pat
     config = write_all(tmp_path)
     spoil(tmp_path / "vectors" / "calm.safetensors")
     with pytest.raises(ArtefactError, match=r"vectors.*"):
-        Registry.load(config, SHAPE)
+        Registry(config, SHAPE)
 
 
 def test_a_layer_without_a_site_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="no site"):
-        Registry.load(write_all(tmp_path), dataclasses.replace(SHAPE, sites=(1, 2, 3)))
+        Registry(write_all(tmp_path), dataclasses.replace(SHAPE, sites=(1, 2, 3)))
 
 
 def test_missing_folders_and_clashing_names_stop_the_start(tmp_path: Path) -> None:
@@ -173,7 +172,7 @@ def test_missing_folders_and_clashing_names_stop_the_start(tmp_path: Path) -> No
     other.write_bytes(artefact("vector", CALM, HONEST_ROWS))
 
     def load(**paths: Any) -> Registry:
-        return Registry.load(dataclasses.replace(config, **paths), SHAPE)
+        return Registry(dataclasses.replace(config, **paths), SHAPE)
 
     with pytest.raises(StartupError, match="nowhere"):
         load(vectors=(str(tmp_path / "nowhere"),))
@@ -190,14 +189,16 @@ def test_one_file_can_be_named_instead_of_a_folder(tmp_path: Path) -> None:
         probes=(str(tmp_path / "probes/risk.safetensors"),),
         saes=(str(tmp_path / "saes/bare"),),
     )
-    catalogue = Registry.load(config, SHAPE).catalogue
+    catalogue = Registry(config, SHAPE).catalogue
     assert [list(catalogue.entries(kind)) for kind in ("vectors", "probes", "saes")] == [["calm"], ["risk"], ["bare"]]
 
 
 def test_readers_keep_the_catalogue_they_began_with(tmp_path: Path) -> None:
-    registry = Registry.load(write_all(tmp_path), SHAPE)
+    registry = Registry(write_all(tmp_path), SHAPE)
     before = registry.catalogue
-    registry.add("vectors", NEW_VECTOR)
+    with registry.uploads.staged() as staged:
+        staged.write_bytes(NEW_VECTOR)
+        registry.add("vectors", registry.read_upload("vectors", staged), staged)
     registry.remove("vectors", "calm")
     assert sorted(before.vectors) == ["calm", "honest"]
     assert sorted(registry.catalogue.vectors) == ["honest", "new"]

@@ -69,7 +69,7 @@ def write_all(folder: Path, **config: Any) -> ServerConfig:
         ("probe", EARLY, EARLY_ROWS),
     ):
         path = folder / f"{kind}s" / f"{card['name']}.safetensors"
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(artefact(kind, card, tensors))
     write_sae(folder / "saes" / "features", {"max_act": MAX_ACTS})
     write_sae(folder / "saes" / "bare", {})

@@ -20,6 +20,7 @@ from api_support.artefacts import D_MODEL, SHAPE
 from pilothouse.api.errors import error_body, error_response
 from pilothouse.api.plugin import PilothousePlugin, assemble
 from pilothouse.core.config import EngineLayout, ServerConfig
+from pilothouse.core.directions import Direction
 from pilothouse.core.errors import BadRequest, EngineGap
 from pilothouse.core.messages import Reading
 from pilothouse.core.plans import Plan, edit_spans
@@ -107,9 +108,17 @@ class FakeServer:
         )
         self.app = FastAPI()
         PilothousePlugin().attach_router(self.app)
-        self.app.state.pilothouse = state
+        self.delivered: list[bytes] = []
+        self.delivery_error: Exception | None = None
+        self.app.state.pilothouse = replace(state, deliver=self.deliver)
         for path in (CHAT, COMPLETIONS, "/v1/embeddings", "/v1/responses", "/inference/v1/generate", "/tokenize"):
             self.app.add_api_route(path, self.handle, methods=["POST"])
+
+    async def deliver(self, direction: Direction) -> None:
+        """Takes note of what an engine would be sent, or fails."""
+        if self.delivery_error is not None:
+            raise self.delivery_error
+        self.delivered.append(direction.digest)
 
     async def handle(self, request: Request) -> Response:
         path = request.url.path

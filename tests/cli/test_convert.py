@@ -1,4 +1,4 @@
-"""`vectors convert`, `vectors info`, `probes convert` and places on the hub, from arguments to files."""
+"""`vectors convert`, `vectors info`, `probes convert`, `sae convert` and places on the hub, from arguments to files."""
 
 import json
 import re
@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from format_support.files import WRITERS, write, write_gguf, write_head, write_plain, write_svec
 from huggingface_hub import constants
+from sae_support.layouts import BY_KEY, D_IN, D_SAE, LAYOUTS, Layout, plain_sae
+from sae_support.native import write_native
+from safetensors.numpy import load_file
 from sklearn.linear_model import LogisticRegression
 
 from pilothouse.api.registry import Registry
@@ -20,7 +23,7 @@ from pilothouse.core.directions import Direction
 from pilothouse.core.errors import ArtefactError, StartupError
 from pilothouse.core.sites import ModelShape
 from pilothouse.probing import import_probe, load_probe, save_probe
-from pilothouse.steering import Vector, import_vector, load_vector, save_vector
+from pilothouse.steering import Vector, import_vector, load_sae, load_vector, save_vector
 
 ROWS = {1: np.arange(1, 5, dtype=np.float32), 2: np.ones(4, np.float32)}
 SHAPE = ModelShape("org/tiny", 4, 6, tuple(range(6)))
@@ -145,6 +148,67 @@ def test_converting_a_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     probe.check_fits(SHAPE)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda one: one.key)
+def test_converting_an_sae(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = layout.write(tmp_path / "theirs")
+    theirs = load_sae(path)
+    assert run(monkeypatch, "sae", "convert", path) == 0
+    said = capsys.readouterr().out
+    assert f"wrote {theirs.name}.safetensors: {theirs.name}, layer {theirs.layer}, {D_SAE} features\n" in said
+    assert ("read and clamp: yes" if layout.reads else f"read and clamp: no: {theirs.why_not_read}") in said
+    factor = D_IN**0.5 / 6.25 if layout.key == "llama-scope" else 1
+    rows = load_file(tmp_path / f"{theirs.name}.safetensors")["W_dec"]
+    np.testing.assert_allclose(rows, plain_sae(D_IN, D_SAE)["W_dec"].numpy() / factor, rtol=1e-6)
+    assert run(monkeypatch, "sae", "info", f"{theirs.name}.safetensors", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["format"], shown["name"], shown["layer"]) == ("pilothouse", theirs.name, theirs.layer)
+    assert (shown["model"], shown["why_not_read"]) == (theirs.model, theirs.why_not_read)
+    assert shown["config"]["config"]["source"]["digest"] == theirs.digest
+
+
+def test_an_sae_from_the_hub_under_another_name(
+    on_hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    BY_KEY["saelens"].write(on_hub)
+    options = ["--name", "mine", "--out", "new/file.safetensors", "--dtype", "bfloat16"]
+    assert run(monkeypatch, "sae", "convert", "hf://org/repo/sae", *options) == 0
+    assert load_sae(tmp_path / "new/file.safetensors").name == "mine"
+    assert (tmp_path / "new/file.safetensors").stat().st_size < 2 * 2 * D_IN * D_SAE + 2500
+    capsys.readouterr()
+    assert run(monkeypatch, "sae", "info", "new/file.safetensors") == 0
+    said = capsys.readouterr().out
+    for line in ("format: pilothouse", "layer: 3", f"features: {D_SAE}", "read and clamp: yes", "max_act: -"):
+        assert f"  {line}\n" in said
+
+
+def test_an_sae_is_not_written_over_its_own_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = BY_KEY["saelens"].write(tmp_path)
+    ours = write_native(tmp_path / "mine.safetensors")
+    before = weights.read_bytes(), ours.read_bytes()
+    assert run(monkeypatch, "sae", "convert", weights.parent, "--out", weights) == 1
+    assert run(monkeypatch, "sae", "convert", "mine.safetensors") == 1
+    assert capsys.readouterr().err.count("--out") == 2
+    assert (weights.read_bytes(), ours.read_bytes()) == before
+
+
+def test_an_sae_that_cannot_be_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "nothing").mkdir()
+    assert run(monkeypatch, "sae", "convert", "nothing") == 1
+    assert "no known format of SAE" in capsys.readouterr().err
+    tensors = BY_KEY["goodfire"].tensors()
+    tensors["decoder_linear.weight"][3, 5] = float("nan")
+    path = BY_KEY["goodfire"].write(tmp_path / "theirs", tensors)
+    assert run(monkeypatch, "sae", "convert", path, "--out", "out.safetensors") == 1
+    assert "column 5 of decoder_linear.weight" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*out*"))
+
+
 def test_an_adapter_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,20 +239,31 @@ def test_a_registry_from_the_hub(on_hub: Path) -> None:
     of_ours(on_hub / "vectors")
     save_probe(import_probe(write_head(on_hub / "head")), on_hub / "probes" / "p.safetensors")
     config = ServerConfig(vectors=("hf://org/repo/vectors",), probes=("hf://org/repo/probes/p.safetensors",))
-    catalogue = Registry.load(config, SHAPE).catalogue
+    catalogue = Registry(config, SHAPE).catalogue
     assert (set(catalogue.vectors), set(catalogue.probes)) == ({"honest"}, {"head"})
     with pytest.raises(ArtefactError, match="hf://org/repo/saes"):
-        Registry.load(ServerConfig(saes=("hf://org/repo/saes",)), SHAPE)
+        Registry(ServerConfig(saes=("hf://org/repo/saes",)), SHAPE)
 
 
-def test_serve_fetches_before_it_starts(on_hub: Path, tmp_path: Path) -> None:
-    of_ours(on_hub / "vectors")
-    given = ["hf://org/repo/vectors", "hf://org/repo/vectors/v.safetensors", "vectors"]
-    inside = on_hub / "vectors"
-    assert serve._folders(given, []) == (str(inside), str(inside / "v.safetensors"), str(tmp_path / "vectors"))
+def test_serve_keeps_places_so_that_it_can_look_there_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    elsewhere = ["hf://org/repo/vectors", "s3://bucket/vectors", "zip://inside::s3://bucket/all.zip"]
+    here = str(tmp_path / "vectors")
+    assert serve._folders([*elsewhere, "vectors", f"file://{here}"], []) == (*elsewhere, here, here)
     assert serve._folders(None, [tmp_path]) == (str(tmp_path),)
+
+
+def test_what_is_not_there_stops_the_start(on_hub: Path) -> None:
     with pytest.raises(ArtefactError, match="not whole in the cache"):
-        serve._folders(["hf://org/nothing"], [])
+        Registry(ServerConfig(vectors=("hf://org/nothing",)), SHAPE)
+
+
+def test_info_of_an_sae_on_the_hub(
+    on_hub: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_native(on_hub / "sae.safetensors")
+    assert run(monkeypatch, "sae", "info", "hf://org/repo/sae.safetensors", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["d_sae"] == D_SAE
 
 
 @pytest.mark.parametrize("kind", ["vectors", "probes"])
@@ -197,7 +272,7 @@ def test_folders_of_other_libraries_are_not_passed_over(kind: str, name: str, tm
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / name).write_bytes(b"x")
     with pytest.raises(StartupError, match=f"{re.escape(name)}.*convert"):
-        Registry.load(ServerConfig(**{kind: (str(tmp_path / "theirs"),)}), SHAPE)  # type: ignore[arg-type]
+        Registry(ServerConfig(**{kind: (str(tmp_path / "theirs"),)}), SHAPE)  # type: ignore[arg-type]
 
 
 def snippets() -> list[str]:
@@ -215,9 +290,23 @@ def test_the_converter_of_pickled_vectors_in_the_docs(tmp_path: Path) -> None:
     (tmp_path / "vector.pkl").write_bytes(pickled)
     with pytest.raises(ArtefactError, match="pickle"):
         import_vector(tmp_path / "vector.pkl")
-    exec(snippets()[0], {})
+    exec(snippets()[1], {})
     vector = import_vector(tmp_path / "vector.safetensors")
     assert {n: row.tolist() for n, row in vector.direction.layers.items()} == {n: r.tolist() for n, r in ROWS.items()}
+
+
+def test_the_writer_of_native_saes_in_the_docs(tmp_path: Path) -> None:
+    import torch
+
+    plain = plain_sae(D_IN, D_SAE)
+    exec(snippets()[0], {"torch": torch, **plain})
+    sae, h = load_sae(tmp_path / "mine.safetensors"), np.full(D_IN, 0.5, np.float32)
+    wanted = (torch.tensor(h) - plain["b_dec"]) @ plain["W_enc"] + plain["b_enc"]
+    for i in range(D_SAE):
+        feature = sae.feature(i)
+        assert feature.encoder is not None
+        assert feature.threshold == 0
+        assert h @ feature.encoder + feature.bias == pytest.approx(wanted[i].item(), rel=1e-4, abs=1e-4)
 
 
 def test_the_converter_of_scikit_learn_in_the_docs(tmp_path: Path) -> None:
@@ -229,7 +318,7 @@ def test_the_converter_of_scikit_learn_in_the_docs(tmp_path: Path) -> None:
     joblib.dump(model, tmp_path / "probe.joblib")
     with pytest.raises(ArtefactError, match="pickle"):
         import_probe(tmp_path / "probe.joblib")
-    exec(snippets()[1], {})
+    exec(snippets()[2], {})
     probe = load_probe(tmp_path / "truth.safetensors")
     scores = probe.token_scores(probe.logits(x @ probe.direction.layers[12]))
     np.testing.assert_allclose(scores, model.predict_proba(x)[:, 1], atol=1e-5)

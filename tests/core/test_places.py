@@ -1,4 +1,4 @@
-"""Places on the hub, without the network: a cache made by hand, and a hub of a few routes on this machine."""
+"""Places here and on the hub, without the network: a cache made by hand, and a hub of a few routes on this machine."""
 
 import http.server
 import json
@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import constants
 
 from pilothouse.core.errors import ArtefactError
-from pilothouse.core.places import HubPlace, is_on_hub, local_path
+from pilothouse.core.places import MISSING, HubPlace, is_on_hub, local_path, signature
 
 COMMIT, OLD = "a" * 40, "b" * 40
 FILES = {
@@ -224,6 +224,45 @@ def test_a_hub_that_does_not_answer(hub: list[str], monkeypatch: pytest.MonkeyPa
         local_path("hf://org/vectors")
 
 
+@pytest.mark.parametrize(
+    ("place", "commit"),
+    [
+        ("hf://org/vectors", COMMIT),
+        ("hf://org/vectors@v1/happy.gguf", OLD),
+        ("hf://org/vectors@refs/pr/3", OLD),
+        (f"hf://org/vectors@{OLD}", OLD),
+    ],
+)
+@pytest.mark.parametrize("offline", [False, True])
+def test_signatures_are_commits(
+    place: str, commit: str, offline: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixture = request.getfixturevalue("cache" if offline else "hub")
+    if offline or OLD in place:
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert signature(place) == commit
+    assert offline or fixture == [], "a file was asked for"
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("hf://org/others", "no such repository, or it is private"),
+        ("hf://org/gated", "gated.*HF_TOKEN"),
+        ("hf://org/vectors@v9", "no revision 'v9'"),
+    ],
+)
+def test_what_has_no_signature(place: str, why: str, hub: list[str]) -> None:
+    with pytest.raises(ArtefactError, match=why):
+        signature(place)
+
+
+def test_no_signature_from_a_hub_that_does_not_answer(hub: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ArtefactError, match=r"^hf://org/vectors: it could not be fetched: .*refused"):
+        signature("hf://org/vectors")
+
+
 @pytest.mark.parametrize("inside", ["", "a/b.gguf", "odd [name]*"])
 def test_patterns_are_of_the_place_alone(inside: str) -> None:
     from huggingface_hub.utils import filter_repo_objects
@@ -235,3 +274,29 @@ def test_patterns_are_of_the_place_alone(inside: str) -> None:
     kept = list(filter_repo_objects([*wanted, *others], allow_patterns=place.patterns))
     assert kept == wanted
     assert str(place) == f"hf://org/vectors{'/' * bool(inside)}{inside}"
+
+
+def test_signatures_of_paths_here(tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    for name in ("happy.safetensors", "README.md", "sae/cfg.json"):
+        (files / name).parent.mkdir(parents=True, exist_ok=True)
+        (files / name).write_text("{}")
+    assert signature(str(tmp_path / "none")) == MISSING
+    place = str(files)
+    states = [signature(place), signature(str(files / "happy.safetensors"))]
+    (files / "README.md").write_text("others")
+    assert signature(place) == states[0]
+    (files / "sae" / "cfg.json").write_text("[]")
+    states.append(signature(place))
+    # Links count as what they lead to; one to nowhere and one to a folder above do no harm.
+    (tmp_path / "elsewhere").mkdir()
+    (files / "linked").symlink_to(tmp_path / "elsewhere")
+    (files / "above").symlink_to(files)
+    (files / "nowhere.json").symlink_to(tmp_path / "none")
+    states.append(signature(place))
+    (tmp_path / "elsewhere" / "x.pt").write_bytes(b"")
+    states.append(signature(place))
+    (files / "happy.safetensors").unlink()
+    states.append(signature(place))
+    assert len(set(states)) == len(states)
+    assert signature(place) == states[-1]

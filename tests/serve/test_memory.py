@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx
 import numpy as np
-import psutil
 import pytest
+from serve_support.memory import SMALL, resident
 from serve_support.server import D_MODEL, Server, serving
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -23,21 +23,9 @@ WARM_UP = 9000
 """Requests until what is bounded is full: records, kept scores, and what kernels and allocators keep for themselves."""
 N_DIRECTIONS = 64
 REQUESTS = 6000
-SMALL = ("--max-results", "100", "--kv-cache-memory-bytes", str(32 << 20), "--max-num-batched-tokens", "64")
-"""So little that warming up fills it: an untouched page of the KV cache would count as growth, and so would what stock
-vLLM's kernels keep for each new size of a batch (it grew by 340 MB in its first 1,500 requests, then by nothing)."""
 MOST_PER_THOUSAND = 1.0
 """MB of growth that 1,000 requests may leave."""
 PROMPTS = [f"Question {number}: what is the capital of France, and why? " + "And? " * number for number in range(24)]
-
-
-def resident(server: Server) -> dict[str, float]:
-    """MB of private memory of each process of the server; pages that they share are counted once, by share."""
-    root = psutil.Process(server.process.pid)
-    return {
-        f"{process.pid} {process.name()}": process.memory_full_info().pss / 1e6
-        for process in (root, *root.children(recursive=True))
-    }
 
 
 def completion(rng: random.Random, **fields: Any) -> dict[str, Any]:

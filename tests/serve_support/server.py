@@ -49,6 +49,9 @@ class Server:
     def get(self, path: str, **options: Any) -> httpx.Response:
         return httpx.get(f"{self.url}{path}", timeout=120, trust_env=False, **options)
 
+    def delete(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.delete(f"{self.url}{path}", timeout=120, trust_env=False, **options)
+
     def chat(self, content: str, **fields: Any) -> dict[str, Any]:
         body = {"model": "harbor", "messages": [{"role": "user", "content": content}], "temperature": 0, **fields}
         answer = self.post("/v1/chat/completions", body)

@@ -1,13 +1,14 @@
 """From one entry of `steering` to an edit: units multiplied in, layers checked, its gate made a level of a readout."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from pilothouse.api.catalogue import Catalogue
 from pilothouse.api.fields import EditField, GateField, Unit
-from pilothouse.api.registry import Catalogue
 from pilothouse.api.sources import Source, Sources, choose_layers, unknown
+from pilothouse.api.strength import StrengthLimit
 from pilothouse.core.edits import ALONG_VECTOR, OF_FEATURE, Edit, Gate
 from pilothouse.core.errors import BadRequest
 from pilothouse.probing import Probe
@@ -20,12 +21,19 @@ LARGEST_SHARE = 2.0
 class EditMaker:
     """Makes edits from entries that have passed `fields.parse_steering`."""
 
-    def __init__(self, sources: Sources) -> None:
+    def __init__(self, sources: Sources, limit: StrengthLimit) -> None:
         self._sources = sources
+        self._limit = limit
 
-    def make(self, asked: EditField, catalogue: Catalogue, where: str) -> Edit:
-        """The edit; BadRequest, with the path below `where`, for the first thing wrong."""
-        source = self._sources.find(asked, catalogue, where)
+    def make(self, asked: Sequence[EditField], catalogue: Catalogue, where: str) -> tuple[Edit, ...]:
+        """The edits of a request; BadRequest, with the path below `where`, for the first thing wrong."""
+        places = [f"{where}[{i}]" for i in range(len(asked))]
+        sources = [self._sources.find(entry, catalogue, place) for entry, place in zip(asked, places, strict=True)]
+        edits = [self._edit(*found, catalogue) for found in zip(asked, sources, places, strict=True)]
+        self._limit.check(edits, [source.resid_norm for source in sources], where)
+        return tuple(edits)
+
+    def _edit(self, asked: EditField, source: Source, where: str, catalogue: Catalogue) -> Edit:
         layers = choose_layers(asked.layers, source, where)
         if asked.op in ALONG_VECTOR:
             _require_length(source, layers, where)

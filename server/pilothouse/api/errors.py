@@ -1,8 +1,11 @@
 """Errors as OpenAI clients expect them: one body, and a status for each kind of deliberate error."""
 
+from collections.abc import Callable, Coroutine
 from typing import Any
 
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 
 from pilothouse.core.errors import ArtefactError, BadRequest, Forbidden, NotFound, PilothouseError
 
@@ -15,6 +18,7 @@ _TYPES = {
     409: "ConflictError",
     413: "RequestTooLargeError",
     500: "InternalServerError",
+    503: "ServiceUnavailableError",
 }
 
 
@@ -24,6 +28,10 @@ class ConflictError(PilothouseError):
 
 class TooLargeError(PilothouseError):
     """A request body over the limit: HTTP 413."""
+
+
+class BusyError(PilothouseError):
+    """The engine did not get round to an administrative request in time, and nothing was changed: HTTP 503."""
 
 
 def status_of(error: PilothouseError) -> int:
@@ -39,6 +47,8 @@ def status_of(error: PilothouseError) -> int:
             return 409
         case TooLargeError():
             return 413
+        case BusyError():
+            return 503
     return 500
 
 
@@ -54,3 +64,19 @@ def error_response(error: PilothouseError) -> JSONResponse:
     status = status_of(error)
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
     return JSONResponse(error_body(error), status_code=status, headers=headers)
+
+
+class ErrorRoute(APIRoute):
+    """Turns every deliberate error into its response; the one place where that happens."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler with that around it."""
+        inner = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            try:
+                return await inner(request)
+            except PilothouseError as error:
+                return error_response(error)
+
+        return handle

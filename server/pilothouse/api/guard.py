@@ -19,7 +19,9 @@ from pilothouse.core.errors import BadRequest, PilothouseError
 MAX_BODY_BYTES = 64 * 1024 * 1024
 
 HONOURING = frozenset({"/v1/chat/completions", "/v1/completions"})
-_OWN = ("/v1/steering_vectors", "/v1/probes", "/v1/saes", "/v1/capabilities")
+_OWN = ("/v1/steering_vectors", "/v1/probes", "/v1/saes", "/v1/capabilities", "/v1/registry")
+_STREAMED = frozenset(_OWN[:3])
+"""Uploads: their route checks the key before it takes the body, which may be larger than what is held in memory."""
 _GUARDED = (
     "/v1",
     "/v2",
@@ -45,8 +47,8 @@ class FieldGuard:
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything on but POSTs that must be refused."""
-        if scope["type"] != "http" or scope["method"] != "POST":
+        """Pass everything on but POSTs that must be refused; their bodies are read to the end first."""
+        if scope["type"] != "http" or scope["method"] != "POST" or _path(scope).rstrip("/") in _STREAMED:
             await self._app(scope, receive, send)
             return
         try:

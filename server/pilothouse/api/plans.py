@@ -4,11 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pilothouse.api.catalogue import Catalogue
 from pilothouse.api.edits import EditMaker
 from pilothouse.api.fields import EditField, FeatureField, ProbesField, parse_probes, parse_steering
 from pilothouse.api.names import PROBES, STEERING, reject_near_misses
-from pilothouse.api.registry import Catalogue, Registry
+from pilothouse.api.registry import Registry
 from pilothouse.api.sources import Sources
+from pilothouse.api.strength import StrengthLimit
 from pilothouse.core.config import EngineLayout, Limits
 from pilothouse.core.edits import Edit
 from pilothouse.core.errors import BadRequest
@@ -43,12 +45,16 @@ class Planner:
         self._layout = layout
         self._limits = limits
         self._sources = Sources(registry.shape, limits.adhoc_cache_bytes)
-        self._edit_maker = EditMaker(self._sources)
+        self.strength_limit = StrengthLimit(limits.max_strength)
+        self._edit_maker = EditMaker(self._sources, self.strength_limit)
 
-    def plan(self, fields: Mapping[str, Any]) -> Ask:
-        """The plan of a request with these extra top-level fields; BadRequest names the first thing wrong."""
+    def plan(self, fields: Mapping[str, Any], catalogue: Catalogue | None = None) -> Ask:
+        """The plan of a request with these extra top-level fields; BadRequest names the first thing wrong.
+
+        catalogue: the present one, unless another is to be tried.
+        """
         reject_near_misses(fields)
-        catalogue = self._registry.catalogue
+        catalogue = catalogue or self._registry.catalogue
         steering_given = STEERING in fields
         edits = self._edits(parse_steering(fields[STEERING], self._layout), catalogue) if steering_given else ()
         asked = parse_probes(fields[PROBES]) if PROBES in fields else ProbesField()
@@ -59,9 +65,9 @@ class Planner:
         reads = PROBES in fields or any(edit.gate is not None for edit in edits)
         return replace(ask, steering_given=steering_given, reads_given=reads)
 
-    def defaults(self) -> Ask:
+    def defaults(self, catalogue: Catalogue | None = None) -> Ask:
         """The plan of a request that cannot carry our fields: the server's default probes."""
-        return self._ask((), ProbesField(), self._registry.catalogue)
+        return self._ask((), ProbesField(), catalogue or self._registry.catalogue)
 
     def _ask(self, edits: tuple[Edit, ...], asked: ProbesField, catalogue: Catalogue, names_at: str = PROBES) -> Ask:
         names = catalogue.default_probes if asked.names is None else asked.names
@@ -87,7 +93,7 @@ class Planner:
         if len(fields) > self._limits.max_edits:
             raise BadRequest(f"{STEERING} may have {self._limits.max_edits} edits, not {len(fields)}", STEERING)
         self._check_inline_size(fields)
-        return tuple(self._edit_maker.make(edit, catalogue, f"{STEERING}[{i}]") for i, edit in enumerate(fields))
+        return self._edit_maker.make(fields, catalogue, STEERING)
 
     def _check_inline_size(self, fields: list[EditField]) -> None:
         total = 0

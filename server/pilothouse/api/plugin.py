@@ -1,22 +1,26 @@
 """Pilothouse as an endpoint plugin of vLLM's server: routes and guard at build time, the engine's end at start."""
 
+import asyncio
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.datastructures import State
 
+from pilothouse.api.catalogue import Catalogue
 from pilothouse.api.guard import FieldGuard
 from pilothouse.api.plans import Planner
-from pilothouse.api.presets import Presets, load_presets
+from pilothouse.api.presets import Preset, Presets, load_presets
 from pilothouse.api.registry import Registry
 from pilothouse.api.results import ResultsStore
 from pilothouse.api.routes import make_router
 from pilothouse.api.scoring import Decode
 from pilothouse.api.session import Extension, Surroundings
 from pilothouse.api.state import ATTRIBUTE, ApiState
+from pilothouse.api.watch import watch
 from pilothouse.core.config import EngineLayout, ServerConfig
 from pilothouse.core.errors import BadRequest, StartupError
 from pilothouse.core.serving import RequestExtension
@@ -41,6 +45,7 @@ class PilothousePlugin:
         any error ends the start."""
         # The only room that imports vLLM; routes and tests do without it.
         from pilothouse.engine.frontend import install
+        from pilothouse.engine.own_requests import deliver
         from pilothouse.engine.selftest import self_test
 
         config = ServerConfig.from_environment()
@@ -53,9 +58,16 @@ class PilothousePlugin:
             return extension
 
         install(engine_client, state, make_extension)
+        assembled: ApiState = getattr(state, ATTRIBUTE)
+        served = replace(assembled, deliver=partial(deliver, engine_client))
         if config.self_test:
-            report = str(await self_test(engine_client))
-            setattr(state, ATTRIBUTE, replace(getattr(state, ATTRIBUTE), self_test=report))
+            report = await self_test(engine_client)
+            served.strength_limit.lengths = report.lengths
+            served = replace(served, self_test=str(report))
+        if config.reload_seconds:
+            watching = asyncio.create_task(watch(served.registry, config.reload_seconds))
+            served = replace(served, watching=watching)
+        setattr(state, ATTRIBUTE, served)
 
 
 def create_plugin() -> PilothousePlugin:
@@ -72,7 +84,7 @@ def assemble(
     make_metrics: Callable[[Iterable[float]], Metrics] = Metrics,
 ) -> tuple[Extension, ApiState]:
     """The parts of a server for a model of this shape, wired together; ArtefactError or StartupError if one is bad."""
-    registry = Registry.load(config, shape)
+    registry = Registry(config, shape)
     results = ResultsStore(config.max_results)
     thresholds = [probe.threshold for probe in registry.catalogue.probes.values()]
     around = Surroundings(
@@ -82,15 +94,22 @@ def assemble(
         max_names_in_label=config.limits.max_steering_names_in_label,
     )
     planner = Planner(registry, layout, config.limits)
+    presets = load_presets(config.presets)
+    registry.require(partial(_check_plans, planner, config, presets))
+    state = ApiState(
+        registry, results, layout, config.limits, config.admin_key, planner.strength_limit, presets=tuple(presets)
+    )
+    return Extension(planner, around, Presets(presets)), state
+
+
+def _check_plans(planner: Planner, config: ServerConfig, presets: Mapping[str, Preset], catalogue: Catalogue) -> None:
+    """StartupError unless default probes and presets can be served from `catalogue`."""
     try:
-        planner.defaults()
+        planner.defaults(catalogue)
     except BadRequest as error:
         raise StartupError(f"--default-probes cannot be served: {error}") from None
-    presets = load_presets(config.presets)
     for name, preset in presets.items():
         try:
-            planner.plan(preset.fields)
+            planner.plan(preset.fields, catalogue)
         except BadRequest as error:
             raise StartupError(f"{config.presets}: preset {name!r}: {error}") from None
-    state = ApiState(registry, results, layout, config.limits, config.admin_key, presets=tuple(presets))
-    return Extension(planner, around, Presets(presets)), state

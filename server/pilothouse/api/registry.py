@@ -1,125 +1,159 @@
-"""What this server can steer with and read: vectors, probes and SAEs by name, changed only by whole new catalogues."""
+"""The present catalogue of a server, changed only by whole new ones: by uploads, by deletions, or read again."""
 
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any
 
+from pilothouse.api.catalogue import KINDS, Catalogue, Entry, Kind, card_of, digest_of
 from pilothouse.api.errors import ConflictError
 from pilothouse.api.features import watched_feature
+from pilothouse.api.loading import check_entry, load_catalogue, places
 from pilothouse.api.names import quote
 from pilothouse.api.presets import Monitor, load_monitors
+from pilothouse.api.uploads import Uploads
+from pilothouse.core.artefact import read_artefact
 from pilothouse.core.config import ServerConfig
-from pilothouse.core.errors import ArtefactError, BadRequest, NotFound, StartupError
-from pilothouse.core.foreign import PICKLE_SUFFIXES
-from pilothouse.core.places import local_path
+from pilothouse.core.errors import ArtefactError, BadRequest, PilothouseError, StartupError
+from pilothouse.core.places import signature
 from pilothouse.core.sites import ModelShape
-from pilothouse.probing import Probe, load_probe, load_probes, probe_from_bytes
-from pilothouse.steering import Sae, Vector, load_saes, load_vector, load_vectors, vector_from_bytes
+from pilothouse.probing import Probe, probe_from_bytes
+from pilothouse.steering import sae_from_upload, vector_from_bytes
 
-Kind = Literal["vectors", "probes", "saes"]
-
-_OBJECTS: dict[Kind, str] = {"vectors": "steering_vector", "probes": "probe", "saes": "sae"}
-
-_FOREIGN = {".gguf", ".svec", ".pt", ".pth", ".bin", *PICKLE_SUFFIXES}
-
-
-class _Artefact(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    def check_fits(self, shape: ModelShape) -> None: ...
-
-
-T = TypeVar("T", bound=_Artefact)
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """Everything that is registered at one moment; never changed, only replaced."""
-
-    vectors: Mapping[str, Vector] = field(default_factory=lambda: MappingProxyType({}))
-    probes: Mapping[str, Probe] = field(default_factory=lambda: MappingProxyType({}))
-    saes: Mapping[str, Sae] = field(default_factory=lambda: MappingProxyType({}))
-    default_probes: tuple[str, ...] = ()
-
-    def entries(self, kind: Kind) -> Mapping[str, Any]:
-        """The artefacts of one kind by name."""
-        return {"vectors": self.vectors, "probes": self.probes, "saes": self.saes}[kind]
+Check = Callable[[Catalogue], None]
+"""Raises StartupError or BadRequest for a catalogue that the server's own configuration cannot do with."""
 
 
 class Registry:
-    """Hands out the present catalogue without a lock; changes take turns."""
+    """Hands out the present catalogue without a lock; changes take turns, and happen whole or not at all."""
 
-    def __init__(self, shape: ModelShape, catalogue: Catalogue | None = None) -> None:
+    def __init__(self, config: ServerConfig, shape: ModelShape) -> None:
+        """What is configured, held against the served model; ArtefactError or StartupError names what is bad."""
         self.shape = shape
-        self.catalogue = catalogue or Catalogue()
+        self.reload_error: str | None = None
+        self._config = config
+        self.uploads = Uploads(config.uploads)
+        self._monitors = load_monitors(config.monitors)
+        self._checks: list[Check] = [_check_default_probes]
         self._changing = threading.Lock()
+        self._loaded = load_catalogue(config, shape, self.uploads)
+        self._artefacts = self._loaded.catalogue
+        self.catalogue = self._tried(self._artefacts)
 
-    @classmethod
-    def load(cls, config: ServerConfig, shape: ModelShape) -> Self:
-        """The artefacts of the configured files and folders, all of them checked against the served model.
+    def require(self, check: Check) -> None:
+        """Hold the present catalogue and every later one to `check`; its error when the present one fails."""
+        check(self.catalogue)
+        self._checks.append(check)
 
-        ArtefactError or StartupError names the file and what is wrong with it.
-        """
-        catalogue = Catalogue(
-            vectors=_load_all("steering vector", config.vectors, shape, _read_vectors, lambda v: v.digest),
-            probes=_load_all("probe", config.probes, shape, _read_probes, lambda p: p.version),
-            saes=_load_all("SAE", config.saes, shape, load_saes, lambda s: s.digest),
-            default_probes=config.default_probes,
-        )
-        catalogue = replace(catalogue, probes=_with_monitors(catalogue, load_monitors(config.monitors)))
-        for name in config.default_probes:
-            if name not in catalogue.probes:
-                has = ", ".join(sorted(catalogue.probes)) or "none"
-                raise StartupError(f"default probe {name!r} is not among the probes that were loaded: {has}")
-        return cls(shape, catalogue)
-
-    def card(self, kind: Kind, name: str) -> dict[str, Any]:
-        """What is known of one artefact; NotFound when there is none of that name."""
-        entry = self.catalogue.entries(kind).get(name)
-        if entry is None:
-            raise NotFound(f"there is no {_OBJECTS[kind].replace('_', ' ')} {quote(name)} on this server")
-        return _card(kind, name, entry)
-
-    def cards(self, kind: Kind) -> list[dict[str, Any]]:
-        """The cards of one kind, by name."""
-        return [_card(kind, name, entry) for name, entry in sorted(self.catalogue.entries(kind).items())]
-
-    def add(self, kind: Kind, data: bytes) -> dict[str, Any]:
-        """Register an uploaded safetensors file; returns its card. Uploading the same content again changes nothing."""
-        if kind == "saes":
-            raise BadRequest("an SAE is a folder of files: load it at start with --saes; it cannot be uploaded")
-        entry: Vector | Probe = vector_from_bytes(data) if kind == "vectors" else probe_from_bytes(data)
-        _check("the upload", entry, self.shape)
-        with self._changing:
-            present = self.catalogue.entries(kind)
-            old = present.get(entry.name)
-            if old is not None and _digest(old) != _digest(entry):
-                raise ConflictError(f"{quote(entry.name)} is registered with other content: delete it first")
-            if old is None:
-                self._replace(kind, {**present, entry.name: entry})
-        return _card(kind, entry.name, entry)
-
-    def remove(self, kind: Kind, name: str) -> None:
-        """Forget an artefact; requests that already hold it end as they began."""
-        with self._changing:
-            self.card(kind, name)
-            if kind == "probes" and name in self.catalogue.default_probes:
-                raise ConflictError(f"{quote(name)} is a default probe of this server and cannot be deleted")
-            self._replace(kind, {n: e for n, e in self.catalogue.entries(kind).items() if n != name})
-
-    def _replace(self, kind: Kind, entries: Mapping[str, Any]) -> None:
-        frozen = MappingProxyType(dict(entries))
+    def read_upload(self, kind: Kind, path: Path) -> Entry:
+        """A safetensors file that a client sent, checked in full; ArtefactError when it cannot be used here."""
         match kind:
             case "vectors":
-                self.catalogue = replace(self.catalogue, vectors=frozen)
+                entry: Entry = vector_from_bytes(read_artefact(path))
             case "probes":
-                self.catalogue = replace(self.catalogue, probes=frozen)
+                entry = probe_from_bytes(read_artefact(path))
             case "saes":
-                self.catalogue = replace(self.catalogue, saes=frozen)
+                entry = sae_from_upload(path)
+        check_entry("the upload", entry, self.shape)
+        # Taken while the file is where it was read from.
+        digest_of(entry)
+        return entry
+
+    def check_free(self, kind: Kind, entry: Entry, replaces: bool) -> None:
+        """ConflictError when the entry's name means something else here and must not be taken from it."""
+        if kind == "probes" and entry.name in self._monitors:
+            raise ConflictError(f"{quote(entry.name)} is a monitor of this server, watching a feature")
+        old = self._artefacts.entries(kind).get(entry.name)
+        if old is not None and not replaces and not _same(old, entry):
+            raise ConflictError(
+                f"{quote(entry.name)} is registered with other content: delete it first, or add ?replace=true"
+            )
+
+    def add(self, kind: Kind, entry: Entry, staged: Path, replaces: bool = False) -> dict[str, Any]:
+        """Register what `read_upload` read from the file `staged`, which is kept; returns its card.
+
+        The same content again changes nothing. A request that was made before a name got other content ends as it
+        began: plans hold content, not names.
+        """
+        with self._changing:
+            self.check_free(kind, entry, replaces)
+            present = self._artefacts.entries(kind)
+            old = present.get(entry.name)
+            if old is None or not _same(old, entry):
+                with self._change(self._artefacts.with_entries(kind, {**present, entry.name: entry})):
+                    self.uploads.keep(kind, entry.name, staged)
+                    self.uploads.undelete(kind, entry.name)
+        return card_of(kind, entry.name, entry)
+
+    def remove(self, kind: Kind, name: str) -> dict[str, Any]:
+        """Forget an artefact, whether it was uploaded or lies in a configured folder; returns its card.
+
+        Requests that already hold it end as they began. ConflictError where the server's configuration needs it.
+        """
+        with self._changing:
+            card = self.catalogue.card(kind, name)
+            if kind == "probes" and name in self._monitors:
+                raise ConflictError(f"{quote(name)} is a monitor of this server and cannot be deleted")
+            present = self._artefacts.entries(kind)
+            left = {other: entry for other, entry in present.items() if other != name}
+            with self._change(self._artefacts.with_entries(kind, left)):
+                if (configured := self._loaded.configured[kind].get(name)) is not None:
+                    self.uploads.delete(kind, name, configured)
+                self.uploads.drop(kind, name)
+        return card
+
+    def reload(self) -> dict[str, dict[str, list[str]]]:
+        """Read all places again; by kind the names that were added, replaced and removed.
+
+        ConflictError, and nothing changed, when what is there now could not be started with.
+        """
+        with self._changing:
+            before = self._artefacts
+            try:
+                loaded = load_catalogue(self._config, self.shape, self.uploads)
+                catalogue = self._tried(loaded.catalogue)
+            except (PilothouseError, OSError) as error:
+                self.reload_error = str(error)
+                raise ConflictError(f"nothing was reloaded, the registry is as it was: {error}") from None
+            self.catalogue, self._artefacts, self._loaded = catalogue, loaded.catalogue, loaded
+            self.reload_error = None
+            return {kind: _difference(before.digests(kind), self._artefacts.digests(kind)) for kind in KINDS}
+
+    def signature(self) -> tuple[str, ...]:
+        """Changes whenever `reload` may find something new. ArtefactError when a place cannot be looked at."""
+        configured = [place for kind in KINDS for place in places(self._config, kind)]
+        return tuple(signature(place) for place in (*configured, *self.uploads.watched))
+
+    @contextmanager
+    def _change(self, artefacts: Catalogue) -> Iterator[None]:
+        """Publish these artefacts once the block has put them on disk; ConflictError, before it, when the server's own
+        configuration cannot do with them: what is on disk must be fit to start with."""
+        try:
+            catalogue = self._tried(artefacts)
+        except (StartupError, BadRequest) as error:
+            raise ConflictError(f"this server's configuration does not allow that: {error}") from None
+        yield
+        self.catalogue, self._artefacts = catalogue, artefacts
+
+    def _tried(self, artefacts: Catalogue) -> Catalogue:
+        """The catalogue of these artefacts, monitors included, that has passed all checks."""
+        catalogue = artefacts.with_entries("probes", _with_monitors(artefacts, self._monitors))
+        for check in self._checks:
+            check(catalogue)
+        return catalogue
+
+
+def _same(one: Entry, other: Entry) -> bool:
+    return digest_of(one) == digest_of(other) and one.card == other.card
+
+
+def _check_default_probes(catalogue: Catalogue) -> None:
+    for name in catalogue.default_probes:
+        if name not in catalogue.probes:
+            has = ", ".join(sorted(catalogue.probes)) or "none"
+            raise StartupError(f"default probe {name!r} is not among the probes that were loaded: {has}")
 
 
 def _with_monitors(catalogue: Catalogue, monitors: Mapping[str, Monitor]) -> Mapping[str, Probe]:
@@ -138,65 +172,9 @@ def _with_monitors(catalogue: Catalogue, monitors: Mapping[str, Monitor]) -> Map
     return MappingProxyType(found)
 
 
-def _digest(entry: Vector | Probe | Sae) -> str:
-    return entry.version if isinstance(entry, Probe) else entry.digest
-
-
-def _card(kind: Kind, name: str, entry: Vector | Probe | Sae) -> dict[str, Any]:
-    ours = {"id": name, "object": _OBJECTS[kind], "digest": _digest(entry)}
-    return ours | dict(entry.card) | ours
-
-
-def _check(where: str, entry: _Artefact, shape: ModelShape) -> None:
-    try:
-        entry.check_fits(shape)
-    except ArtefactError as error:
-        raise ArtefactError(f"{where}: {error}") from None
-
-
-def _load_all(
-    kind: str,
-    paths: tuple[str, ...],
-    shape: ModelShape,
-    read: Callable[[Path], Mapping[str, T]],
-    digest: Callable[[T], str],
-) -> Mapping[str, T]:
-    found: dict[str, T] = {}
-    for path in paths:
-        place = local_path(path)
-        if not place.exists():
-            raise StartupError(f"{path}: there is no such file or folder to load {kind}s from")
-        entries = read(place)
-        if not entries and kind != "SAE" and (foreign := _foreign(place)):
-            raise StartupError(
-                f"{path}: there is no {kind} in our own format here, but there is {foreign}: "
-                "`pilothouse vectors convert` and `pilothouse probes convert` make one of it"
-            )
-        for name, entry in entries.items():
-            _check(path, entry, shape)
-            # Digests of large files are taken here, once, rather than under the first request that needs one.
-            content = digest(entry)
-            if name in found and digest(found[name]) != content:
-                raise StartupError(f"{path}: {kind} {name!r} was loaded before with other content")
-            found[name] = entry
-    return MappingProxyType(found)
-
-
-def _foreign(folder: Path) -> str | None:
-    """A file in `folder` that another library wrote, which would else be passed over in silence."""
-    found = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in _FOREIGN) if folder.is_dir() else []
-    return found[0] if found else None
-
-
-def _read_vectors(path: Path) -> Mapping[str, Vector]:
-    if path.is_dir():
-        return load_vectors(path)
-    vector = load_vector(path)
-    return {vector.name: vector}
-
-
-def _read_probes(path: Path) -> Mapping[str, Probe]:
-    if path.is_dir():
-        return load_probes(path)
-    probe = load_probe(path)
-    return {probe.name: probe}
+def _difference(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, list[str]]:
+    return {
+        "added": sorted(after.keys() - before.keys()),
+        "replaced": sorted(name for name in after.keys() & before.keys() if after[name] != before[name]),
+        "removed": sorted(before.keys() - after.keys()),
+    }

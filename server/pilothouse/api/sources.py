@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pilothouse.api.cache import DirectionCache
-from pilothouse.api.features import watched_feature
+from pilothouse.api.cache import ContentCache
+from pilothouse.api.catalogue import Catalogue
+from pilothouse.api.features import readable_feature, require_readable, watched_feature
 from pilothouse.api.fields import EditField, FeatureField, InlineField
 from pilothouse.api.names import encodable, quote
-from pilothouse.api.registry import Catalogue
 from pilothouse.core.directions import Direction
 from pilothouse.core.edits import OF_FEATURE, Reader
 from pilothouse.core.errors import ArtefactError, BadRequest
@@ -39,7 +39,8 @@ class Sources:
 
     def __init__(self, shape: ModelShape, cache_bytes: int) -> None:
         self._shape = shape
-        self._adhoc = DirectionCache(cache_bytes)
+        self._adhoc: ContentCache[Direction] = ContentCache(cache_bytes, lambda direction: direction.n_bytes)
+        self._watched: ContentCache[Probe] = ContentCache(cache_bytes, lambda probe: probe.direction.n_bytes)
 
     def find(self, asked: EditField, catalogue: Catalogue, where: str) -> Source:
         """The source that one entry of `steering` names; BadRequest when there is none."""
@@ -69,8 +70,11 @@ class Sources:
         if sae is None:
             raise unknown("SAE", entry.sae, catalogue.saes, f"{where}.sae")
         _require_feature(sae, entry.feature, where)
+        name = f"{sae.name}/{entry.feature}"
         try:
-            return watched_feature(f"{sae.name}/{entry.feature}", sae, entry.feature, adhoc=True)
+            # The largest activation may come from a file of its own, which the digest does not cover.
+            key = f"{name}|{sae.digest}|{sae.max_act(entry.feature)}".encode()
+            return self._watched.get(key, lambda: watched_feature(name, sae, entry.feature, adhoc=True))
         except ArtefactError as error:
             raise BadRequest(str(error), f"{where}.feature") from None
 
@@ -89,11 +93,11 @@ class Sources:
 
     def reader(self, sae: Sae, feature: int, where: str) -> Reader:
         """What the feature's activation is read by; BadRequest when one feature's cannot be read by itself."""
-        if sae.why_not_read is not None:
-            raise BadRequest(f"SAE {sae.name!r} has features that can only be added: {sae.why_not_read}", where)
-        found = sae.feature(feature)
-        assert found.encoder is not None
-        encoder = found.encoder
+        try:
+            require_readable(sae)
+        except ArtefactError as error:
+            raise BadRequest(str(error), where) from None
+        found, encoder = readable_feature(sae, feature)
         key = f"sae|{sae.digest}|{feature}|encoder".encode()
         direction = self._adhoc.get(key, lambda: Direction({sae.layer: encoder}))
         return Reader(direction, found.bias, found.threshold)

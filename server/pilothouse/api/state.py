@@ -1,27 +1,49 @@
 """What the routes find under `app.state.pilothouse`."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from fastapi import Request
 
 from pilothouse.api.registry import Registry
 from pilothouse.api.results import ResultsStore
+from pilothouse.api.strength import StrengthLimit
 from pilothouse.core.config import EngineLayout, Limits
+from pilothouse.core.directions import Direction
+from pilothouse.core.errors import EngineGap
 
 ATTRIBUTE = "pilothouse"
 
 
+Deliver = Callable[[Direction], Awaitable[None]]
+"""Takes a direction to every worker; returns when all of them have it, and have read with it. EngineGap or BusyError
+when they have not."""
+
+
+async def nowhere(direction: Direction) -> None:
+    """A `Deliver` for a server whose engine is not there yet: EngineGap."""
+    raise EngineGap("the engine is not ready to take uploads")
+
+
 @dataclass(frozen=True)
 class ApiState:
-    """The parts of a running server that its routes show or change. self_test: its findings, None if it was not run."""
+    """The parts of a running server that its routes show or change.
+
+    self_test: its findings, None if it was not run; watching: looks for changed artefacts, held here because the event
+    loop keeps no hold of its tasks.
+    """
 
     registry: Registry
     results: ResultsStore
     layout: EngineLayout
     limits: Limits
     admin_key: str | None
+    strength_limit: StrengthLimit
     self_test: str | None = None
     presets: tuple[str, ...] = ()
+    deliver: Deliver = nowhere
+    watching: asyncio.Task[None] | None = None
 
 
 def state_of(request: Request) -> ApiState:

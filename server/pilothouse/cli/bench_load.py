@@ -115,3 +115,12 @@ async def burst(server: Server, bodies: list[dict[str, Any]]) -> tuple[float, in
     for answer in answers:
         answer.raise_for_status()
     return seconds, sum(answer.json()["usage"]["completion_tokens"] for answer in answers)
+
+
+async def layout_of(server: Server) -> dict[str, int]:
+    """How many layers of one of our servers have a site, and how many steps of a chain are compiled in at each."""
+    async with httpx.AsyncClient(base_url=server.url, timeout=60, trust_env=False) as client:
+        answer = await client.get("/v1/capabilities")
+    answer.raise_for_status()
+    found = answer.json()
+    return {"sites": len(found["sites"]), "chain_steps": found["limits"]["chain_steps"]}

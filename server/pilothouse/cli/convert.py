@@ -1,4 +1,4 @@
-"""`pilothouse vectors convert` and `pilothouse probes convert`: files of other libraries become files of ours."""
+"""`pilothouse vectors convert`, `probes convert` and `sae convert`: files of other libraries become files of ours."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,10 +13,18 @@ from pilothouse.core.places import local_path
 from pilothouse.core.sites import ModelShape
 from pilothouse.probing import Probe, ProbeOptions, import_probe, save_probe
 from pilothouse.probing.aggregation import Aggregate, Alarm
-from pilothouse.steering import ImportOptions, Vector, import_vector, save_vector
+from pilothouse.steering import (
+    ImportOptions,
+    SaeDtype,
+    Vector,
+    import_vector,
+    load_sae,
+    save_sae,
+    save_vector,
+)
 
 Source = Annotated[
-    str, typer.Argument(metavar="SRC", help="A file or folder, here or hf://org/repo[@revision][/path].")
+    str, typer.Argument(metavar="SRC", help="A file or folder, here, hf://org/repo[@revision][/path] or s3://...")
 ]
 NewFile = Annotated[Path | None, typer.Option("--out", "-o", help="File to write; NAME.safetensors here when absent.")]
 NewName = Annotated[str | None, typer.Option(help="Name that requests will use; made from SRC when absent.")]
@@ -73,6 +81,24 @@ def convert_probe(
     _check_model(model, probe)
     save_probe(probe, written := _target(out, probe.name, path))
     _print(f"wrote {written}: {probe.name}, layers {sorted(probe.weights)}")
+
+
+def convert_sae(
+    source: Source,
+    out: NewFile = None,
+    name: NewName = None,
+    dtype: Annotated[SaeDtype, typer.Option(help="Type of the two matrices in the new file.")] = "float32",
+) -> None:
+    """Write an SAE of any known format as ours: one file, with factors, biases and gates folded into its rows.
+
+    Such a file is what can be uploaded to a server. What it was made of is kept in the card.
+    """
+    path = local_path(source)
+    sae = load_sae(path, name)
+    # SRC may be a folder, and the rows are read from a file in it.
+    save_sae(sae, written := _target(out, sae.name, sae.decoder.path), dtype=dtype)
+    _print(f"wrote {written}: {sae.name}, layer {sae.layer}, {sae.d_sae} features")
+    _print(f"read and clamp: {'yes' if sae.why_not_read is None else f'no: {sae.why_not_read}'}")
 
 
 def _target(out: Path | None, name: str, source: Path) -> Path:

@@ -17,7 +17,7 @@ app = typer.Typer(
 app.add_typer(vectors.app, name="vectors", help="Make and inspect steering vectors.")
 app.add_typer(probes.app, name="probes", help="Make and inspect probes.")
 app.add_typer(evaluate.app, name="eval", help="Measure what is claimed of the embedded model.")
-app.add_typer(saes.app, name="sae", help="Train, label and inspect sparse autoencoders.")
+app.add_typer(saes.app, name="sae", help="Train, label, inspect and convert sparse autoencoders.")
 app.command("serve", context_settings=serve.CONTEXT)(serve.serve)
 app.command("doctor", context_settings=serve.CONTEXT)(doctor.doctor)
 app.command("bench")(bench.bench)

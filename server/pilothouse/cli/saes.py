@@ -1,4 +1,4 @@
-"""`pilothouse sae`: train, label and inspect sparse autoencoders."""
+"""`pilothouse sae`: train, label, inspect and convert sparse autoencoders."""
 
 import json
 from contextlib import AbstractContextManager
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from pilothouse.cli.convert import convert_sae
 from pilothouse.cli.harbor import HARBOR_NAME
 from pilothouse.cli.sae_tables import print_features, print_measures, print_sae
 from pilothouse.cli.source import (
@@ -24,6 +25,7 @@ from pilothouse.cli.source import (
 )
 from pilothouse.core.artefact import check_name
 from pilothouse.core.errors import ArtefactError, StartupError
+from pilothouse.core.places import local_path
 from pilothouse.core.serving import ActivationSource
 from pilothouse.harbor.paths import model_dir
 from pilothouse.steering import load_sae
@@ -36,6 +38,7 @@ from pilothouse.steering.sae_store import KeptAs
 from pilothouse.steering.sae_texts import digest_texts, load_sae_texts, split_texts
 
 app = typer.Typer(no_args_is_help=True)
+app.command("convert")(convert_sae)
 
 Data = Annotated[
     list[Path],
@@ -177,12 +180,13 @@ def label(
 
 @app.command()
 def info(
-    path: Annotated[Path, typer.Argument(help="An SAE's folder or file, of any format that is known.")],
+    place: Annotated[str, typer.Argument(help="An SAE's folder or file of any known format, here, hf:// or a URL.")],
     feature: Annotated[list[int] | None, typer.Option(help="Show this feature's examples; may be repeated.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Show an SAE's format and place, whether its features can be read and clamped, how well it does, and its features'
     names and examples."""
+    path = local_path(place)
     sae = load_sae(path)
     for number in feature or []:
         sae.feature(number)

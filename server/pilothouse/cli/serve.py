@@ -12,9 +12,9 @@ from rich.console import Console
 
 from pilothouse.api.registry import Registry
 from pilothouse.cli.harbor import HARBOR_NAME, harbor_arguments
-from pilothouse.core.config import CONFIG_ENV, EngineLayout, ServerConfig
+from pilothouse.core.config import CONFIG_ENV, EngineLayout, Limits, ServerConfig
 from pilothouse.core.errors import StartupError
-from pilothouse.core.places import local_path
+from pilothouse.core.places import is_on_hub, is_url, local_path
 from pilothouse.core.sites import ModelShape
 from pilothouse.harbor.paths import model_dir, probes_dir, saes_dir, vectors_dir
 
@@ -22,15 +22,19 @@ CONTEXT: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": T
 
 Folders = list[str] | None
 
+_MB = 1024 * 1024
+
 
 def serve(
     context: typer.Context,
     vectors: Annotated[
-        Folders, typer.Option(help="Folder of steering vectors, here or hf://...; may be given again.")
+        Folders, typer.Option(help="Folder of steering vectors, here, hf://... or s3://...; may be given again.")
     ] = None,
-    probes: Annotated[Folders, typer.Option(help="Folder of probes, here or hf://...; may be given again.")] = None,
+    probes: Annotated[
+        Folders, typer.Option(help="Folder of probes, here, hf://... or s3://...; may be given again.")
+    ] = None,
     saes: Annotated[
-        Folders, typer.Option(help="Folder of SAELens folders, here or hf://...; may be given again.")
+        Folders, typer.Option(help="Folder of SAEs, here, hf://... or s3://...; may be given again.")
     ] = None,
     default_probes: Annotated[str, typer.Option(help="Probes that watch all traffic, joined by commas.")] = "",
     presets: Annotated[Path | None, typer.Option(help="JSON file of named combinations: MODEL:PRESET.")] = None,
@@ -38,6 +42,19 @@ def serve(
     admin_key: Annotated[
         str | None, typer.Option(envvar="PILOTHOUSE_ADMIN_KEY", help="Key for uploading and deleting artefacts.")
     ] = None,
+    uploads: Annotated[
+        Path | None, typer.Option(help="Folder that keeps what is uploaded and deleted; else it ends with the server.")
+    ] = None,
+    reload_seconds: Annotated[
+        float, typer.Option(min=0, help="Look for changed artefacts every so often; 0: only POST /v1/registry/reload.")
+    ] = 0.0,
+    max_edits: Annotated[int, typer.Option(min=0, help="Edits that one request may have.")] = Limits.max_edits,
+    max_strength: Annotated[
+        float | None, typer.Option(min=0, help="Lengths of the stream that one request may add at a layer; unlimited.")
+    ] = None,
+    max_sae_mb: Annotated[int, typer.Option(min=1, help="Largest upload of an SAE, in MB.")] = (
+        Limits.max_sae_bytes // _MB
+    ),
     max_results: Annotated[int, typer.Option(min=0, help="Records of responses that are kept; 0 for none.")] = 10_000,
     self_test: Annotated[
         bool, typer.Option(help="Before the first request, compare steering and reading with a reference.")
@@ -69,14 +86,17 @@ def serve(
         default_probes=tuple(name for name in default_probes.split(",") if name),
         presets=_file(presets),
         monitors=_file(monitors),
+        uploads=None if uploads is None else os.path.abspath(uploads),
+        reload_seconds=reload_seconds,
         admin_key=admin_key,
+        limits=Limits(max_edits=max_edits, max_strength=max_strength, max_sae_bytes=max_sae_mb * _MB),
         max_results=max_results,
         self_test=self_test,
     )
     os.environ[CONFIG_ENV] = config.to_json()
 
     def check(shape: ModelShape, names: list[str]) -> None:
-        Registry.load(config, ModelShape(names[0], shape.d_model, shape.n_layers, shape.sites))
+        Registry(config, ModelShape(names[0], shape.d_model, shape.n_layers, shape.sites))
 
     launch.serve(arguments, layout, check, _announce, admin_key)
 
@@ -95,10 +115,10 @@ def _file(path: Path | None) -> str | None:
 
 
 def _folders(given: Folders, default: list[Path]) -> tuple[str, ...]:
-    """Absolute paths: what is on the hub is fetched here, so that the API process loads what was checked."""
-    paths = default if given is None else [local_path(place) for place in given]
+    """Paths made absolute; other places stay as they are, so that a reload looks there again."""
+    places = [str(path) for path in default] if given is None else given
     # Links stay: the hub's cache has them lead to files without a name.
-    return tuple(os.path.abspath(path) for path in paths)
+    return tuple(p if is_on_hub(p) or is_url(p) else os.path.abspath(local_path(p)) for p in places)
 
 
 def _announce(base_url: str, model: str) -> None:

@@ -6,6 +6,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,19 +70,33 @@ class EngineLayout:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for; shown by /v1/capabilities."""
+    """What one request may ask for; shown by /v1/capabilities.
+
+    max_strength: how far the edits of a request may push the stream at one layer, in lengths of the stream there; None
+    for no limit.
+    """
 
     max_edits: int = 8
+    max_strength: float | None = None
     max_inline_bytes: int = 4 * 1024 * 1024
+    max_sae_bytes: int = 2 * 1024 * 1024 * 1024
     max_steering_names_in_label: int = 3
     adhoc_cache_bytes: int = 256 * 1024 * 1024
+
+    def __post_init__(self) -> None:
+        if self.max_edits < 0:
+            raise StartupError(f"max_edits must be at least 0, not {self.max_edits}")
+        if self.max_strength is not None and not 0 <= self.max_strength < math.inf:
+            raise StartupError(f"max_strength must be at least 0, not {self.max_strength}")
 
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """What the API process loads and allows. presets: a file of named combinations of steering and probes; monitors: a
-    file of named SAE features to be watched like probes; max_results: records of responses that are kept, 0 for none;
-    self_test: whether steering and reading are held against a reference before the first request."""
+    """What the API process loads and allows. vectors, probes, saes: places; presets: a file of named combinations of
+    steering and probes; monitors: a file of named SAE features to be watched like probes; uploads: a folder that keeps
+    what is uploaded and deleted, None to forget it with the process; reload_seconds: how often to look for changes in
+    all places, 0 for never; max_results: records of responses that are kept, 0 for none; self_test: whether steering
+    and reading are held against a reference before the first request."""
 
     vectors: tuple[str, ...] = ()
     probes: tuple[str, ...] = ()
@@ -89,6 +104,8 @@ class ServerConfig:
     default_probes: tuple[str, ...] = ()
     presets: str | None = None
     monitors: str | None = None
+    uploads: str | None = None
+    reload_seconds: float = 0.0
     admin_key: str | None = None
     limits: Limits = Limits()
     max_results: int = 10_000
@@ -97,6 +114,8 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if self.max_results < 0:
             raise StartupError(f"max_results must be at least 0, not {self.max_results}")
+        if not 0 <= self.reload_seconds < math.inf:
+            raise StartupError(f"reload_seconds must be at least 0, not {self.reload_seconds}")
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

@@ -42,6 +42,11 @@ class Direction:
         return {layer: float(np.linalg.norm(row.astype(np.float64))) for layer, row in self.layers.items()}
 
     @property
+    def n_bytes(self) -> int:
+        """What the rows take."""
+        return sum(row.nbytes for row in self.layers.values())
+
+    @property
     def payload(self) -> dict[int, bytes]:
         """The rows as little-endian float32 bytes by layer, as they travel."""
         return {layer: np.ascontiguousarray(row, dtype="<f4").tobytes() for layer, row in self.layers.items()}

@@ -168,3 +168,21 @@ class Edit:
         else:
             amount = max((abs(bound) for bound in (rule.low, rule.high) if math.isfinite(bound)), default=0.0)
         return amount * rule.writes * self.direction.peaks[layer]
+
+    def push(self, layer: int) -> float:
+        """The length of what the edit may put into the stream at `layer`. What it only takes away does not count: an
+        ablation, or a cap between whose bounds zero lies."""
+        if self.gate is not None and self.gate.stops:
+            return 0.0
+        value, length = self.coefficients[layer], self.direction.lengths[layer]
+        match self.op:
+            case "add" | "clamp":
+                return abs(value) * length
+            case "min_clamp":
+                return max(value, 0.0) * length
+            case "set":
+                return abs(value)
+            case "cap":
+                low, high = self.bounds[layer]
+                return value * max(low, -high, 0.0)
+        return 0.0

@@ -1,107 +1,88 @@
-"""Where artefacts lie: a path on this machine, or ``hf://org/repo[@revision][/path/inside]`` on the Hugging Face hub.
+"""Where artefacts lie: a path on this machine, ``hf://org/repo[@revision][/path/inside]`` on the Hugging Face hub, or
+a URL of any file system that fsspec knows, such as ``s3://bucket/vectors``.
 
-What is on the hub is fetched into the hub's own cache (HF_HOME) and read from there; with HF_HUB_OFFLINE=1 nothing is
-fetched and the cache must have it.
+What is elsewhere is fetched into a cache on this machine and read from there.
 """
 
-import glob
-import re
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
-from urllib.parse import unquote
 
-from pilothouse.core.errors import ArtefactError
+from pilothouse.core.hub_places import HubPlace, hub_commit, hub_path, is_on_hub
+from pilothouse.core.url_listing import url_state
+from pilothouse.core.url_places import url_path
+from pilothouse.core.wanted import is_wanted
 
-HUB = "hf://"
+__all__ = ["MISSING", "HubPlace", "is_on_hub", "is_url", "local_path", "signature"]
 
-WANTED = ("*.safetensors", "*.npz", "*.pt", "*.pth", "*.json", "*.gguf", "*.svec", "*probe_head.bin")
-"""What is fetched of a repository: the formats that are read here, and nothing else that may lie beside them."""
+MISSING = "missing"
+"""The signature of a path on this machine where nothing is."""
 
-_PLACE = re.compile(r"(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<inside>.*))?")
-
-
-@dataclass(frozen=True)
-class HubPlace:
-    """A repository of models on the hub, one of its branches, tags or commits, and a file or folder in it."""
-
-    repo: str
-    revision: str | None
-    inside: str
-
-    @classmethod
-    def parse(cls, text: str) -> "HubPlace":
-        """The place that ``hf://...`` means; ArtefactError when it is not of that form."""
-        match = _PLACE.fullmatch(text.removeprefix(HUB))
-        inside = "/".join(part for part in (match["inside"] or "").split("/") if part) if match else ""
-        revision = unquote(match["revision"] or "") if match else ""
-        if match is None or {".", ".."} & {*match["repo"].split("/"), *revision.split("/"), *inside.split("/")}:
-            raise ArtefactError(f"{text!r} is no place on the hub: write hf://org/repo[@revision][/path/inside]")
-        if match["repo"].split("/")[0] in ("datasets", "spaces"):
-            raise ArtefactError(f"{text!r}: only repositories of models are read, not datasets or spaces")
-        return cls(match["repo"], revision or None, inside)
-
-    @property
-    def patterns(self) -> list[str]:
-        """What to fetch, in the hub's patterns, whose ``*`` matches ``/`` too."""
-        if not self.inside:
-            return list(WANTED)
-        inside = glob.escape(self.inside)
-        return [*([inside] if self._names_file else []), *(f"{inside}/{wanted}" for wanted in WANTED)]
-
-    @property
-    def _names_file(self) -> bool:
-        return any(self.inside.endswith(wanted.removeprefix("*")) for wanted in WANTED)
-
-    def __str__(self) -> str:
-        return f"{HUB}{self.repo}{'@' + self.revision if self.revision else ''}{'/' * bool(self.inside)}{self.inside}"
+_LOCAL = ("file://", "local://")
 
 
-def is_on_hub(place: str) -> bool:
-    """Whether `place` is meant to be on the hub."""
-    return place.startswith(HUB)
+def is_url(place: str) -> bool:
+    """Whether `place` is a URL that fsspec is to open, rather than a path on this machine or a place on the hub."""
+    chained = "::" in place
+    return not is_on_hub(place) and (chained or ("://" in place and not place.startswith(_LOCAL)))
 
 
 def local_path(place: str) -> Path:
-    """`place` as a path on this machine, fetched into the hub's cache where it is on the hub.
+    """`place` as a path on this machine, fetched into a cache where it lies elsewhere.
 
-    ArtefactError when the hub or its cache does not have it. A path on this machine is returned as it is, there or not.
+    ArtefactError when the hub, its cache or the file system of the URL does not have it or does not let it be read. A
+    path on this machine is returned as it is, there or not.
     """
-    if not is_on_hub(place):
-        return Path(place)
-    wanted = HubPlace.parse(place)
-    path = _snapshot(wanted) / wanted.inside
-    if not path.exists():
-        from huggingface_hub import constants
-
-        where = "the cached copy of the repository" if constants.HF_HUB_OFFLINE else "the repository"
-        inside = f" under {wanted.inside!r}" if wanted.inside else ""
-        raise ArtefactError(f"{wanted}: {where} has nothing{inside} that is read here ({', '.join(WANTED)})")
-    return path
+    if is_on_hub(place):
+        return hub_path(place)
+    return url_path(place) if is_url(place) else _here(place)
 
 
-def _snapshot(place: HubPlace) -> Path:
-    # Not at the top: the import takes a second and most starts do not need it.
-    import httpx
-    from huggingface_hub import constants, errors, snapshot_download
+def signature(place: str) -> str:
+    """A text that changes whenever what lies at `place` may have changed, found without reading or fetching any file.
 
-    revision = place.revision or constants.DEFAULT_REVISION
-    # Without the word, a commit that is in the cache is still looked up on the hub.
-    offline = constants.HF_HUB_OFFLINE
+    Of a path on this machine: names, sizes, times and inodes of the files below, `MISSING` when there is nothing. On
+    the hub: the commit. Of a URL: what its file system lists. ArtefactError when the hub or the file system does not
+    answer, or has nothing there that is read here.
+    """
+    if is_on_hub(place):
+        return hub_commit(place)
+    return url_state(place) if is_url(place) else _state_here(_here(place))
+
+
+def _here(place: str) -> Path:
+    prefix = next((prefix for prefix in _LOCAL if place.startswith(prefix)), "")
+    return Path(place.removeprefix(prefix))
+
+
+def _state_here(path: Path) -> str:
+    # Not Path.exists, which raises where a folder above may not be entered.
+    if not os.path.exists(path):
+        return MISSING
+    files = _files_below(path) if path.is_dir() else [path]
+    found = [f"{os.path.relpath(file, path)}\0{_stat(file)}" for file in files]
+    return sha256("\n".join(sorted(found)).encode(errors="surrogateescape")).hexdigest()
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    """The files that may be read here, links followed as they are when SAEs are looked for."""
+    seen: set[str] = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        # As SAEs are looked for: which of two links to one folder counts must not hang on the order of the disk.
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield from (Path(folder, name) for name in files if is_wanted(name))
+
+
+def _stat(path: Path) -> str:
     try:
-        return Path(
-            snapshot_download(place.repo, revision=revision, allow_patterns=place.patterns, local_files_only=offline)
-        )
-    except errors.GatedRepoError:
-        reason = "the repository is gated: accept its terms on the hub and set HF_TOKEN"
-    except errors.RepositoryNotFoundError:
-        reason = "the hub has no such repository, or it is private and HF_TOKEN does not open it"
-    except errors.RevisionNotFoundError:
-        reason = f"the repository has no revision {revision!r}"
-    except errors.LocalEntryNotFoundError:
-        why = "HF_HUB_OFFLINE is set" if offline else "the hub did not answer"
-        reason = f"{why}, and revision {revision!r} is not whole in the cache ({constants.HF_HUB_CACHE})"
-    except errors.HFValidationError as error:
-        reason = str(error)
-    except (OSError, httpx.HTTPError) as error:
-        reason = f"it could not be fetched: {str(error).strip() or type(error).__name__}"
-    raise ArtefactError(f"{place}: {reason}")
+        found = path.stat()
+    except OSError:
+        # A link to nowhere, or a file that went away since it was listed.
+        return MISSING
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"

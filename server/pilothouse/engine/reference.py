@@ -109,11 +109,13 @@ class ReferenceRequest(msgspec.Struct, frozen=True, array_like=True):
 
 class ReferenceAnswer(msgspec.Struct, frozen=True, array_like=True):
     """What the model says of one sequence. Tables are float32 bytes; norms: the root mean square length of the stream
-    by layer, before that layer's own edits."""
+    by layer, before that layer's own edits; typical: its median length behind the first position, whose length is that
+    of an attention sink in many models."""
 
     logprobs: bytes
     readouts: bytes
     norms: dict[int, float]
+    typical: dict[int, float]
 
     def table(self, n_tokens: int) -> Float32:
         """Log-probabilities [n_tokens, vocabulary] of what follows each position."""
@@ -131,10 +133,12 @@ class _Watch:
     request: ReferenceRequest
     readouts: Float64
     norms: dict[int, float]
+    typical: dict[int, float]
 
     def visit(self, layer: int, stream: torch.Tensor) -> torch.Tensor:
         """Read `stream` [n_tokens, d_model] float64 after block `layer`; what the edits add to it, same shape."""
         self.norms[layer] = float(stream.pow(2).sum(dim=-1).mean().sqrt())
+        self.typical[layer] = float(stream[1:].norm(dim=-1).median()) if len(stream) > 1 else self.norms[layer]
         for k, payload in enumerate(self.request.readouts):
             if layer in payload:
                 weights = _row(payload, layer, stream)
@@ -183,7 +187,7 @@ def run(runner: Any, blocks: Mapping[int, nn.Module], request: ReferenceRequest)
     spelled out here.
     """
     n_tokens = len(request.token_ids)
-    watch = _Watch(request, np.zeros((n_tokens, len(request.readouts))), {})
+    watch = _Watch(request, np.zeros((n_tokens, len(request.readouts))), {}, {})
     positions = torch.arange(n_tokens, device=runner.device)
     if runner.model_config.uses_mrope:
         positions = positions.expand(3, n_tokens)
@@ -194,7 +198,7 @@ def run(runner: Any, blocks: Mapping[int, nn.Module], request: ReferenceRequest)
     if logits is None:
         return None
     logprobs = torch.log_softmax(logits.double(), dim=-1)
-    return ReferenceAnswer(_bytes(logprobs.cpu().numpy()), _bytes(watch.readouts), watch.norms)
+    return ReferenceAnswer(_bytes(logprobs.cpu().numpy()), _bytes(watch.readouts), watch.norms, watch.typical)
 
 
 def causal_attention(

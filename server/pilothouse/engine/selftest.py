@@ -6,10 +6,9 @@ not start: a steer that silently does not happen is worse than none.
 """
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import count
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,15 +17,14 @@ import torch
 from pilothouse.core.config import EngineLayout
 from pilothouse.core.directions import Direction
 from pilothouse.core.edits import Edit, Positions
-from pilothouse.core.errors import StartupError
+from pilothouse.core.errors import EngineGap, StartupError
 from pilothouse.core.plans import Plan, Readout
-from pilothouse.core.serving import RequestSession
 from pilothouse.core.sites import Float32, ModelShape
 from pilothouse.core.tracks import ChoiceTrack
-from pilothouse.engine.client import PlanSession, current_session
 from pilothouse.engine.failure import startup_failures
 from pilothouse.engine.inprocess import start_engine
 from pilothouse.engine.launch import engine_config, parse_arguments, prepare_environment
+from pilothouse.engine.own_requests import serve_own
 from pilothouse.engine.reference import NoReferenceError, ReferenceAnswer, ReferenceRequest, decode
 from pilothouse.engine.runner import layout_of
 from pilothouse.engine.support import model_shape, require_supported_config
@@ -46,18 +44,20 @@ stays below (2e-6 measured in float32, 0.08 in bfloat16); an edit or a score tha
 LEAST_MOVEMENT = 1e-3
 """Nats. Where even the reference moves less than this, the model does not listen to its residual stream."""
 
-_numbers = count()
-
 
 @dataclass(frozen=True)
 class SelfTestReport:
-    """What was measured, in the units of `TOLERANCE`; `skipped` says why there was nothing to compare with."""
+    """What was measured, in the units of `TOLERANCE`; `skipped` says why there was nothing to compare with.
+
+    lengths: the typical length of the stream by layer, unsteered.
+    """
 
     movement: float = 0.0
     steering_error: float = 0.0
     identity_error: float = 0.0
     readout_error: float = 0.0
     skipped: str | None = None
+    lengths: Mapping[int, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         if self.skipped is not None:
@@ -109,6 +109,7 @@ async def self_test(engine_client: Any) -> SelfTestReport:
         max(error / moved for moved, error in found_by_plan),
         max([await _error(engine_client, prompt, trial, Plan()) for trial in (trials[0], trials[2])]) / movement,
         await _readout_error(engine_client, prompt, trials[3]),
+        lengths=plain.typical,
     )
     for found, what in (
         (report.steering_error, "a steered request differs from the reference"),
@@ -191,22 +192,13 @@ async def _serve(engine_client: Any, prompt: list[int], plan: Plan) -> _Trial:
     from vllm import SamplingParams
 
     params = SamplingParams(max_tokens=N_GENERATED, temperature=0.0, ignore_eos=True, logprobs=N_BEST, detokenize=False)
-    session = PlanSession(plan)
-    token = current_session.set(cast(RequestSession, session))
     try:
-        outputs = engine_client.generate(
-            {"prompt_token_ids": prompt, "type": "token"}, params, f"pilothouse-self-test-{next(_numbers)}"
-        )
-    finally:
-        current_session.reset(token)
-    last = None
-    async for output in outputs:
-        last = output
-    if last is None or session.track is None:
-        raise StartupError("self-test failed: the engine gave no output")
+        last, track = await serve_own(engine_client, prompt, plan, params, "self-test")
+    except EngineGap as gap:
+        raise StartupError(f"self-test failed: {gap}") from None
     choice = last.outputs[0]
     best = [{token: entry.logprob for token, entry in position.items()} for position in choice.logprobs]
-    return _Trial(plan, list(choice.token_ids), best, session.track.choices[0])
+    return _Trial(plan, list(choice.token_ids), best, track)
 
 
 async def _reference(engine_client: Any, prompt: list[int], generated: list[int], plan: Plan) -> ReferenceAnswer:

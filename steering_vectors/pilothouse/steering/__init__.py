@@ -10,7 +10,8 @@ from pilothouse.steering.inline import decode_inline
 from pilothouse.steering.pairs import ContrastPair, load_pairs
 from pilothouse.steering.read_work import ReadWork
 from pilothouse.steering.sae import Sae, SaeFeature
-from pilothouse.steering.sae_file import load_sae, load_saes
+from pilothouse.steering.sae_file import load_sae, load_saes, sae_from_upload
+from pilothouse.steering.sae_save import SaeDtype, save_sae
 from pilothouse.steering.vector import Vector
 from pilothouse.steering.vector_file import load_vector, load_vectors, save_vector, vector_from_bytes
 from pilothouse.steering.vector_formats import ImportOptions, import_vector
@@ -27,6 +28,7 @@ __all__ = [
     "ReadWork",
     "Recipe",
     "Sae",
+    "SaeDtype",
     "SaeFeature",
     "Vector",
     "WorkFile",
@@ -44,6 +46,8 @@ __all__ = [
     "load_vector",
     "load_vectors",
     "measure_dose",
+    "sae_from_upload",
+    "save_sae",
     "save_vector",
     "vector_from_bytes",
     "with_dose",

@@ -3,7 +3,8 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,8 +96,8 @@ class Sae:
     def digest(self) -> str:
         """``sha256:`` of the weights file, and of `settings` where there are any; read in full the first time."""
         try:
-            with self.decoder.path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
+            stat = self.decoder.path.stat()
+            content = _file_digest(self.decoder.path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
         except OSError as error:
             raise ArtefactError(f"{self.decoder.path} cannot be read: {error.strerror}") from None
         if self.settings:
@@ -106,3 +107,10 @@ class Sae:
     def check_fits(self, shape: ModelShape) -> None:
         """ArtefactError unless model, layer and width are the served model's."""
         check_fits(f"SAE {self.name!r}", self.model, {self.layer: self.d_in}, shape)
+
+
+@lru_cache(maxsize=1024)
+def _file_digest(path: Path, inode: int, size: int, changed: int) -> str:
+    """SHA-256 of a file, read once while inode, size and time stay: a folder of SAEs may be loaded again often."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,7 +6,10 @@ from safetensors import SafetensorError
 
 from pilothouse.core.errors import ArtefactError
 from pilothouse.steering.sae import Sae
+from pilothouse.steering.sae_formats.native import MATRICES, read_native, why_not
 from pilothouse.steering.sae_formats.registry import Found, detect_below, detect_one, has_weights, known_formats
+from pilothouse.steering.sae_formats.tensors import SafetensorsFile
+from pilothouse.steering.sae_rows import blocks, first_not_finite
 
 
 def load_sae(path: Path, name: str | None = None) -> Sae:
@@ -45,6 +48,33 @@ def load_saes(path: Path) -> dict[str, Sae]:
     if not saes and has_weights(path):
         raise ArtefactError(f"{path}: no known format of SAE below; those that are known: {known_formats()}")
     return saes
+
+
+def sae_from_upload(path: Path) -> Sae:
+    """The SAE in a native file that somebody else sent and that lies at `path`, under whatever name.
+
+    Every number in it is read, a block of features at a time. ArtefactError says what is wrong, without the path, which
+    means nothing to who sent it; of a file of another form it names the command that makes a native one.
+    """
+    try:
+        if (why := why_not(path)) is not None:
+            raise ArtefactError(
+                f"the file {why}: an SAE is sent as one native file, which "
+                "`pilothouse sae convert` makes of any known format"
+            )
+        sae = read_native(path)
+        _check_rows(path)
+    except (SafetensorError, OSError) as error:
+        raise ArtefactError(str(error)) from None
+    return sae
+
+
+def _check_rows(path: Path) -> None:
+    file = SafetensorsFile(path)
+    for name in MATRICES:
+        for start, stop in blocks(*file.shapes[name]) if name in file.shapes else ():
+            if (bad := first_not_finite(file.take(name, start, stop, 0))) is not None:
+                raise ArtefactError(f"row {start + bad} of {name} holds NaN or infinite numbers")
 
 
 def _load(found: Found) -> Sae:

@@ -1,5 +1,6 @@
 """The two matrices of an SAE, a feature at a time: what it adds to the stream, and how it is read from it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -10,6 +11,8 @@ from pilothouse.core.sites import Float32
 from pilothouse.steering.sae_formats.tensors import TensorFile
 
 CACHED_ROWS = 256
+BLOCK_NUMBERS = 1 << 22
+"""How many numbers of a matrix are read at a time where all of it is gone through."""
 
 
 class Rows:
@@ -27,14 +30,19 @@ class Rows:
         self._file = file
         self.row = lru_cache(maxsize=CACHED_ROWS)(self._read)
 
-    def _read(self, feature: int) -> Float32:
-        stored = self._file.take(self.tensor, feature, self.axis)
+    def block(self, start: int, stop: int) -> Float32:
+        """The rows of the features from `start` to before `stop`, [stop - start, d_in]."""
+        stored = self._file.take(self.tensor, start, stop, self.axis)
         with np.errstate(over="ignore", invalid="ignore"):
-            row = (stored.astype(np.float64) / self.divisor).astype(np.float32)
-        if not np.isfinite(row).all():
+            rows = (stored.astype(np.float64) / self.divisor).astype(np.float32, order="C")
+        if (bad := first_not_finite(rows)) is not None:
             side = "column" if self.axis else "row"
-            raise ArtefactError(f"{self.path}: {side} {feature} of {self.tensor} holds NaN or infinite numbers")
-        row.flags.writeable = False
+            raise ArtefactError(f"{self.path}: {side} {start + bad} of {self.tensor} holds NaN or infinite numbers")
+        rows.flags.writeable = False
+        return rows
+
+    def _read(self, feature: int) -> Float32:
+        row: Float32 = self.block(feature, feature + 1)[0]
         return row
 
 
@@ -57,16 +65,36 @@ class Encoder:
 
     def folded(self, feature: int) -> tuple[Float32, float, float]:
         """Encoder row [d_in], bias and threshold of one feature, for the raw stream: x = h . row + bias."""
-        column = self.columns.row(feature).astype(np.float64)
-        bias = float(self.bias[feature])
+        rows, bias = self._fold(self.columns.row(feature)[None], feature)
+        return rows[0], float(bias[0]), float(self.threshold[feature])
+
+    def folded_block(self, start: int, stop: int) -> tuple[Float32, Float32]:
+        """Encoder rows [stop - start, d_in] and biases of the features from `start` to before `stop`, as `folded`."""
+        return self._fold(self.columns.block(start, stop), start)
+
+    def _fold(self, stored: Float32, start: int) -> tuple[Float32, Float32]:
+        columns = stored.astype(np.float64)
+        biases = self.bias[start : start + len(columns)].astype(np.float64)
         if self.gain is not None:
-            column = column * float(self.gain[feature])
+            columns *= self.gain[start : start + len(columns), None]
         if self.shift is not None:
-            bias -= float(self.shift.astype(np.float64) @ column)
+            biases -= columns @ self.shift.astype(np.float64)
         with np.errstate(over="ignore"):
-            row = (self.scale * column).astype(np.float32)
-            bias = float(np.float32(bias))
-        if not (np.isfinite(row).all() and np.isfinite(bias)):
-            raise ArtefactError(f"{self.columns.path}: feature {feature} has an encoder too large for float32")
-        row.flags.writeable = False
-        return row, bias, float(self.threshold[feature])
+            rows = (self.scale * columns).astype(np.float32)
+            folded = biases.astype(np.float32)
+        if (bad := first_not_finite(np.column_stack([rows, folded]))) is not None:
+            raise ArtefactError(f"{self.columns.path}: feature {start + bad} has an encoder too large for float32")
+        rows.flags.writeable = False
+        return rows, folded
+
+
+def blocks(d_sae: int, d_in: int) -> Iterator[tuple[int, int]]:
+    """First feature and one past the last of the blocks by which a matrix [d_sae, d_in] is gone through."""
+    size = max(1, BLOCK_NUMBERS // d_in)
+    return ((start, min(start + size, d_sae)) for start in range(0, d_sae, size))
+
+
+def first_not_finite(rows: Float32) -> int | None:
+    """The first row of [n, d] that holds NaN or an infinite number; None when there is none."""
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    return int(bad[0]) if len(bad) else None

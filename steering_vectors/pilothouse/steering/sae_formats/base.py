@@ -43,7 +43,8 @@ class Source:
 @dataclass(frozen=True)
 class SaeFormat:
     """A layout of files. `find`: folder and weights file of each SAE of this format at a path, a folder or a file;
-    `last_resort`: asked only where no other format finds anything, since its files have names like any other's."""
+    `last_resort`: asked only where no other format finds anything, since its files have names like any other's;
+    `by_card`: known by what a file says of itself, so that it is of no other format, whatever it is called."""
 
     key: str
     title: str
@@ -51,6 +52,7 @@ class SaeFormat:
     find: Callable[[Path], Sequence[tuple[Path, Path]]]
     load: Callable[[Source], Sae]
     last_resort: bool = False
+    by_card: bool = False
 
 
 @dataclass(frozen=True)

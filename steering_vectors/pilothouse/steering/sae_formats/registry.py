@@ -1,4 +1,4 @@
-"""The formats that are known, and which of them lies at a path: decided by the names of files, never by guessing."""
+"""The formats that are known, and which of them lies at a path: decided by the card in a file and by files' names."""
 
 import os
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from pilothouse.steering.sae_formats import (
     gemma_scope2,
     goodfire,
     llama_scope,
+    native,
     qwen_scope,
     saelens,
     sparsify,
@@ -19,6 +20,7 @@ from pilothouse.steering.sae_formats.base import SaeFormat, Source
 from pilothouse.steering.sae_formats.sidecar import read_sidecar
 
 FORMATS: tuple[SaeFormat, ...] = (
+    native.FORMAT,
     saelens.FORMAT,
     gemma_scope.FORMAT,
     gemma_scope2.FORMAT,
@@ -63,7 +65,10 @@ def detect_one(path: Path, name: str | None = None) -> Found:
 
 
 def detect_below(root: Path) -> Iterator[Found]:
-    """The SAEs of a folder: its own, else those of its subfolders, some levels down; unfinished ones left out."""
+    """The SAEs of a folder: its own, else those of its subfolders, some levels down; unfinished ones left out.
+
+    Files with a card of ours lie anywhere, so subfolders beside them are looked into too.
+    """
     depth = len(root.parts)
     seen: set[Path] = set()
     # Links are followed, since people collect SAEs by them.
@@ -75,7 +80,8 @@ def detect_below(root: Path) -> Iterator[Found]:
         seen.add(here.resolve())
         found = detect(here)
         yield from found
-        if found or len(here.parts) - depth >= _DEPTH:
+        is_an_sae = any(not a_format.by_card for a_format, _ in found)
+        if is_an_sae or len(here.parts) - depth >= _DEPTH:
             subfolders.clear()
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
 
@@ -97,12 +103,17 @@ def _in(path: Path, name: str | None, *, last_resort: bool) -> list[Found]:
         if a_format.last_resort == last_resort
         for folder, weights in a_format.find(path)
     ]
-    return [(a_format, source) for a_format, source in located if source.sidecar.format in (None, a_format.key)]
+    return [
+        (a_format, source)
+        for a_format, source in located
+        if source.sidecar.format in (None, a_format.key) and (a_format.by_card or not native.is_native(source.weights))
+    ]
 
 
 def _listed(path: Path) -> str:
     if path.is_file():
-        return f"the file is called {path.name}"
+        why = native.why_not(path) if path.suffix == native.SUFFIX else None
+        return f"the file is called {path.name}" + (f" and {why}" if why else "")
     names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in path.iterdir())
     more = len(names) - _FILES_SHOWN
     shown = ", ".join(names[:_FILES_SHOWN]) or "nothing"

@@ -18,6 +18,7 @@ from pilothouse.core.errors import ArtefactError
 
 SIDECAR = "pilothouse.json"
 FormatKey = Literal[
+    "pilothouse",
     "saelens",
     "gemma-scope",
     "gemma-scope-2",

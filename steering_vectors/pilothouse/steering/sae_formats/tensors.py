@@ -39,8 +39,8 @@ class TensorFile(Protocol):
         """The tensor `name`, [its shape] float32."""
         ...
 
-    def take(self, name: str, index: int, axis: int) -> Float32:
-        """The numbers of a matrix at `index` along `axis`, [the other dimension] float32."""
+    def take(self, name: str, start: int, stop: int, axis: int) -> Float32:
+        """The numbers of a matrix from `start` to before `stop` along `axis`, [stop - start, the other dimension]."""
         ...
 
     def is_float(self, name: str) -> bool:
@@ -63,18 +63,19 @@ class SafetensorsFile:
         slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118 - not a mapping
         self.shapes: Shapes = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
         self.dtypes: Dtypes = {name: str(tensor.get_dtype()) for name, tensor in slices.items()}
+        self.metadata: Mapping[str, str] = self._file.metadata() or {}
 
     def whole(self, name: str) -> Float32:
         """As `TensorFile.whole`."""
         tensor: Float32 = self._file.get_tensor(name).float().numpy()
         return tensor
 
-    def take(self, name: str, index: int, axis: int) -> Float32:
+    def take(self, name: str, start: int, stop: int, axis: int) -> Float32:
         """As `TensorFile.take`."""
-        matrix, span = self._file.get_slice(name), slice(index, index + 1)
-        stored = matrix[:, span] if axis else matrix[span]
-        row: Float32 = stored.flatten().float().numpy()
-        return row
+        matrix, span = self._file.get_slice(name), slice(start, stop)
+        stored = matrix[:, span].T if axis else matrix[span]
+        rows: Float32 = stored.float().numpy()
+        return rows
 
     def is_float(self, name: str) -> bool:
         """As `TensorFile.is_float`."""
@@ -102,10 +103,10 @@ class NpzFile:
         """As `TensorFile.whole`."""
         return _float32(self._arrays[name])
 
-    def take(self, name: str, index: int, axis: int) -> Float32:
+    def take(self, name: str, start: int, stop: int, axis: int) -> Float32:
         """As `TensorFile.take`."""
         array = self._arrays[name]
-        return _float32(array[:, index] if axis else array[index])
+        return _float32(array[:, start:stop].T if axis else array[start:stop])
 
     def is_float(self, name: str) -> bool:
         """As `TensorFile.is_float`."""
@@ -128,9 +129,10 @@ class TorchFile:
         """As `TensorFile.whole`."""
         return _float32(self._tensors[name].float().numpy())
 
-    def take(self, name: str, index: int, axis: int) -> Float32:
+    def take(self, name: str, start: int, stop: int, axis: int) -> Float32:
         """As `TensorFile.take`."""
-        return _float32(self._tensors[name].select(axis, index).float().numpy())
+        stored = self._tensors[name].narrow(axis, start, stop - start).float().numpy()
+        return _float32(stored.T if axis else stored)
 
     def is_float(self, name: str) -> bool:
         """As `TensorFile.is_float`."""

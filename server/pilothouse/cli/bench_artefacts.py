@@ -1,0 +1,89 @@
+"""What a benchmark's requests name: random vectors, probes and an SAE of the embedded model's width, in files.
+
+Content does not change the cost; where it lies does, so vectors and probes lie on every layer.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from pilothouse.core.directions import Direction
+from pilothouse.core.sites import SITE, Float32
+from pilothouse.harbor.paths import model_dir
+from pilothouse.probing import Probe, save_probe
+from pilothouse.steering import Vector, save_vector
+from pilothouse.steering.sae_formats.saelens import CONFIG, WEIGHTS
+
+N_DISTINCT = 16
+"""Vectors, and features of the SAE, that the requests of a burst go through."""
+VECTORS = tuple(f"bench-{i}" for i in range(N_DISTINCT))
+N_PROBES = 8
+PROBES = tuple(f"bench-{i}" for i in range(N_PROBES))
+GATE = "bench-gate"
+"""The probe that gates ask; on the first layer alone, since one that acts at once must be read before its edits."""
+SAE = "bench-sae"
+_FEATURES_PER_DIMENSION = 4
+
+
+@dataclass(frozen=True)
+class Artefacts:
+    """The folders that a server is given."""
+
+    vectors: Path
+    probes: Path
+    saes: Path
+
+    @property
+    def arguments(self) -> list[str]:
+        """Flags of `pilothouse serve`."""
+        return ["--vectors", str(self.vectors), "--probes", str(self.probes), "--saes", str(self.saes)]
+
+
+def make_artefacts(folder: Path, seed: int) -> Artefacts:
+    """Everything that `bench_variants` names, in folders of its own below `folder`."""
+    config = json.loads((model_dir() / "config.json").read_text(encoding="utf-8"))
+    width, depth = config["hidden_size"], config["num_hidden_layers"]
+    made = Artefacts(folder / "vectors", folder / "probes", folder / "saes")
+    for path in (made.vectors, made.probes, made.saes):
+        path.mkdir()
+    rng = np.random.default_rng(seed)
+
+    def rows(scale: float, n_layers: int = depth) -> dict[int, Float32]:
+        return {layer: (scale * rng.normal(size=width)).astype(np.float32) for layer in range(n_layers)}
+
+    for name in VECTORS:
+        vector = Vector(name, Direction(rows(0.01)), None, SITE, None, tuple(range(depth)), {}, None, {})
+        save_vector(vector, made.vectors / f"{name}.safetensors")
+    for name in (*PROBES, GATE):
+        weights = rows(0.1, 1) if name == GATE else rows(0.1)
+        save_probe(Probe(name, "true", "low", "worst_ema", 0.5, weights), made.probes / f"{name}.safetensors")
+    _make_sae(made.saes / SAE, width, depth // 2, rng)
+    return made
+
+
+def _make_sae(folder: Path, width: int, layer: int, rng: np.random.Generator) -> None:
+    """A JumpReLU SAE in SAELens's layout; encoder and decoder have columns and rows of about length 1."""
+    n_features = _FEATURES_PER_DIMENSION * width
+    tensors = {
+        "W_enc": rng.normal(size=(width, n_features)) / np.sqrt(width),
+        "W_dec": rng.normal(size=(n_features, width)) / np.sqrt(width),
+        "b_enc": np.zeros(n_features),
+        "b_dec": np.zeros(width),
+        "threshold": np.full(n_features, 0.1),
+    }
+    config: dict[str, Any] = {
+        "architecture": "jumprelu",
+        "d_in": width,
+        "d_sae": n_features,
+        "dtype": "float32",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "metadata": {"hook_name": f"blocks.{layer}.hook_resid_post"},
+    }
+    folder.mkdir()
+    save_file({name: array.astype(np.float32) for name, array in tensors.items()}, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
