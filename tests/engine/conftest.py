@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from engine_support.harness import Engine, Reference, tight_engine
+from engine_support.plans import SINK
 
 from pilothouse.core.config import EngineLayout
 
@@ -30,6 +31,9 @@ SHAPE: dict[str, Any] = {
     "initializer_range": 0.2,
 }
 
+SINK_SCALE = 200.0
+"""Makes the stream of this token several times as long as those of others, as BOS is in real models."""
+
 
 def save_model(kind: str, folder: Path) -> Path:
     """A random model of the architecture `kind`, the same in every run."""
@@ -38,7 +42,10 @@ def save_model(kind: str, folder: Path) -> Path:
     torch.manual_seed(7)
     makers = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
     config, model = makers[kind]
-    model(config(**SHAPE)).save_pretrained(folder / kind)
+    made = model(config(**SHAPE))
+    with torch.no_grad():
+        made.get_input_embeddings().weight[SINK] *= SINK_SCALE
+    made.save_pretrained(folder / kind)
     return folder / kind
 
 

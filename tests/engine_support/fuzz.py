@@ -5,17 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import hypothesis
+import numpy as np
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
+from engine_support.changes import acting, stop_after
 from engine_support.harness import Engine, Job, Reference, Result
-from engine_support.parity import check
+from engine_support.parity import compare
 from engine_support.scenarios import PHASES, Ask, Props, Scenario, scenarios
-from pilothouse.core.plans import edit_spans
+from pilothouse.api.receipts import tokens_edited
+from pilothouse.core.gaps import find_gaps
+from pilothouse.core.plans import Plan, edit_spans
+from pilothouse.core.sites import Float32
 from pilothouse.engine import scheduler
 
 LONGEST_PROMPT = 220
@@ -23,12 +28,15 @@ LONGEST_PROMPT = 220
 MOST_STEPS = 3000
 """A phase takes at most a few hundred steps, unless somebody waits for what will never be free."""
 BLOCK = 32
+NEAR = 1e-4
+"""Nearer than this to a gate's level or a feature's threshold, in spreads, float32 may fall on either side."""
 SEED_VARIABLE = "PILOTHOUSE_FUZZ_SEED"
 
 
 @dataclass
 class Tally:
-    """What has been played and compared."""
+    """What has been played and compared. near_ties: sequences left alone, since float32 may decide either way; opened,
+    closed: edits with a gate that acted somewhere, and nowhere; stopped: sequences that a gate ended."""
 
     scenarios: int = 0
     requests: int = 0
@@ -37,6 +45,10 @@ class Tally:
     aborted: int = 0
     recomputed: int = 0
     cached: int = 0
+    near_ties: int = 0
+    opened: int = 0
+    closed: int = 0
+    stopped: int = 0
 
     def __str__(self) -> str:
         return ", ".join(f"{count} {name}" for name, count in vars(self).items())
@@ -136,10 +148,15 @@ class Player:
         engine_scheduler, board = self.engine.scheduler, self.engine.board
         for name in ("_held", "_pinned", "_refused", "_retired", "_buffers"):
             assert not getattr(engine_scheduler, name), f"{name} still knows requests that are over"
-        for table in (engine_scheduler.pilothouse_slots, engine_scheduler.pilothouse_columns):
+        for name in ("slots", "chains", "columns"):
+            table = getattr(engine_scheduler, f"pilothouse_{name}")
             table.check_integrity()
-            assert not table.held, "a place is held by nobody"
+            assert not table.held, f"a place among the {name} is held by nobody"
         assert not len(board.spans), "the worker still knows requests that are over"
+        latches = board.latches
+        assert not latches._latched, "the worker still knows latches of requests that are over"
+        assert bool((latches.first == -1).all()), "a latch is closed to whoever comes next"
+        assert not latches.signs.any(), "a latch looks at the readouts of whoever comes next"
 
     def _check_job(self, actor: _Actor) -> None:
         job = actor.job
@@ -151,8 +168,38 @@ class Player:
         self.tally.requests += 1
         for result in job.results:
             self.tally.sequences += 1
-            self.tally.scores += check(self.reference, job.prompt, job.plan, result)
+            expected = self.reference.run(job.prompt, result.token_ids, job.plan)
+            if self.reference.nearest < NEAR:
+                self.tally.near_ties += 1
+                continue
+            self.tally.scores += compare(expected, job.prompt, job.plan, result)
+            self._check_end(actor, result, expected[1])
             self._check_books(job, result)
+            self._check_gates(job, result, expected[1])
+
+    def _check_end(self, actor: _Actor, result: Result, raw: Float32) -> None:
+        """A sequence is as long as was asked, unless a gate stops it."""
+        job = actor.job
+        assert job is not None
+        n_tokens, label = stop_after(job.plan, len(job.prompt), raw[:-1].astype(np.float64))
+        stopped = n_tokens < actor.ask.max_tokens
+        ended = ("stop", f"probe:{label}") if stopped else ("length", None)
+        assert (len(result.token_ids), result.ended) == (min(n_tokens, actor.ask.max_tokens), ended)
+        self.tally.stopped += stopped
+
+    def _check_gates(self, job: Job, result: Result, raw: Float32) -> None:
+        """What receipts say of gates: where each was open."""
+        spans = edit_spans(job.plan.edits, len(job.prompt))
+        for edit, span in zip(job.plan.edits, spans, strict=True):
+            if edit.gate is None or edit.gate.stops:
+                continue
+            acts = acting(edit, job.plan, len(job.prompt), raw[:-1].astype(np.float64))
+            self.tally.opened += bool(acts.any())
+            self.tally.closed += not acts.any()
+            # What a gate saw in the prompt is known to receipts only where prompt scores are read.
+            if job.plan.prompt_scores:
+                forwarded = [result.track.count_forwarded(p, p + 1) for p in np.flatnonzero(acts).tolist()]
+                assert tokens_edited(job.plan, edit, span, result.track) == sum(forwarded)
 
     def _check_books(self, job: Job, result: Result) -> None:
         """What was reported of the positions: which were forwarded, how many of them edited."""
@@ -164,6 +211,10 @@ class Player:
         assert all(begin % BLOCK == 0 for begin, _ in runs), f"{runs} has holes"
         first = min(begin for begin, _ in runs)
         assert result.track.first_forwarded == first
+        spans = edit_spans(job.plan.edits, len(job.prompt))
+        assert not find_gaps(job.plan, spans, result.track)
+        if _latched(job.plan, spans):
+            assert all(begin == 0 for begin, _ in runs), f"a latch has not seen what is before {runs}"
         self.tally.cached += first > 0
         if len(runs) > 1:
             # Put back and begun again, perhaps behind blocks that were computed meanwhile.
@@ -171,10 +222,17 @@ class Player:
             return
         if len(job.results) == 1:
             assert result.cached_tokens == first
-        spans = edit_spans(job.plan.edits, len(job.prompt))
-        edited = sum(any(a <= position < b for a, b in spans) for position in range(first, stop))
+        # Under a gate a position counts as edited, open or not: nobody but the device knows. What stops edits nothing.
+        live = [span for edit, span in zip(job.plan.edits, spans, strict=True) if not edit.is_identity()]
+        edited = sum(any(a <= position < b for a, b in live) for position in range(first, stop))
         assert result.edited == edited, f"{result.edited} positions were edited instead of {edited}"
         assert result.track.edited_reported == edited
+
+
+def _latched(plan: Plan, spans: Sequence[tuple[int, int]]) -> bool:
+    """Whether an edit waits for a latch, at positions that there are."""
+    pairs = zip(plan.edits, spans, strict=True)
+    return any(edit.gate is not None and edit.gate.latched and start < stop for edit, (start, stop) in pairs)
 
 
 def chosen_seed() -> int:

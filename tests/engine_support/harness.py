@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from vllm import envs
 
-from engine_support.changes import Float64, first_met, visit
+from engine_support.changes import Float64, first_met, gate_margin, visit
 from pilothouse.core.config import EngineLayout
 from pilothouse.core.messages import (
     DIRECTIONS_KEY,
@@ -251,6 +251,7 @@ def _result(choice: Any, track: ChoiceTrack, readings: list[Reading], cached: in
             start, count = runs[-1][0], start + count - runs.pop()[0]
         runs.append((start, start + count))
     ended = (choice.finish_reason, choice.stop_reason)
+    track.token_ids, track.finish_reason = list(choice.token_ids), choice.finish_reason
     return Result(list(choice.token_ids), logprobs, track, cached, runs, edited, ended)
 
 
@@ -287,7 +288,13 @@ def _start_here(arguments: dict[str, Any]) -> Any:
 
 
 class Reference:
-    """Hugging Face in float32: the whole sequence at once, edits and readouts by forward hooks."""
+    """Hugging Face in float32: the whole sequence at once, edits and readouts by forward hooks.
+
+    nearest: how near the last run came to a gate's level or to where a clamped feature begins to fire, in spreads of
+    what is read; where that is next to nothing, what float32 loses decides, and another engine may decide otherwise.
+    """
+
+    nearest: float
 
     def __init__(self, model: Path) -> None:
         from transformers import AutoModelForCausalLM
@@ -307,17 +314,24 @@ class Reference:
         latched = {i for i, edit in enumerate(plan.edits) if edit.gate is not None and edit.gate.latched}
         opened = [END] * len(plan.edits)
         while True:
-            predicted, raw = self._run(prompt, generated, plan, opened)
+            margins: list[float] = []
+            predicted, raw = self._run(prompt, generated, plan, opened, margins)
             found = {i: first_met(plan.edits[i], plan, raw) for i in latched if opened[i] == END}
             first = min(found.values(), default=END)
             if first == END:
+                self.nearest = min([gate_margin(plan, raw[:-1]), *margins])
                 return predicted, raw.astype(np.float32)
             for i, position in found.items():
                 if position == first:
                     opened[i] = first
 
     def _run(
-        self, prompt: Sequence[int], generated: Sequence[int], plan: Plan, opened: Sequence[int]
+        self,
+        prompt: Sequence[int],
+        generated: Sequence[int],
+        plan: Plan,
+        opened: Sequence[int],
+        margins: list[float],
     ) -> tuple[Float32, Float64]:
         tokens = [*prompt, *generated]
         spans = edit_spans(plan.edits, len(prompt))
@@ -329,7 +343,7 @@ class Reference:
                 for k, readout in enumerate(plan.readouts):
                     if layer in readout.direction.layers:
                         raw[:, k] += stream[0].double().numpy() @ readout.direction.layers[layer].astype(np.float64)
-                after = visit(stream[0].double().numpy(), layer, plan, spans, raw, opened)
+                after = visit(stream[0].double().numpy(), layer, plan, spans, raw, opened, margins)
                 stream = torch.from_numpy(after.astype(np.float32))[None]
                 return (stream, *output[1:]) if isinstance(output, tuple) else stream
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from engine_support.harness import Reference, Result
 from pilothouse.core.plans import Plan
+from pilothouse.core.sites import Float32
 
 SCORE_TOLERANCE = 1e-4
 """Of the standard deviation of the readouts, as the largest difference."""
@@ -17,7 +18,18 @@ def check(
 ) -> int:
     """Assert that a result equals the reference, log-probabilities within `tolerance` nats; the number of scores
     compared."""
-    logprobs, raw = reference.run(prompt, result.token_ids, plan)
+    return compare(reference.run(prompt, result.token_ids, plan), prompt, plan, result, tolerance)
+
+
+def compare(
+    expected_run: tuple[Float32, Float32],
+    prompt: list[int],
+    plan: Plan,
+    result: Result,
+    tolerance: float = LOGPROB_TOLERANCE,
+) -> int:
+    """`check` against a run of the reference."""
+    logprobs, raw = expected_run
     expected = [float(logprobs[i, token]) for i, token in enumerate(result.token_ids)]
     np.testing.assert_allclose(result.logprobs, expected, atol=tolerance)
     if not plan.readouts:

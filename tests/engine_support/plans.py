@@ -20,6 +20,9 @@ POSITIONS: tuple[Positions, ...] = (
     PositionRange(-2, 100),
 )
 
+SINK = 511
+"""A token whose stream is far from those of all others in the tests' models. Prompts of random tokens have none."""
+
 
 def direction(rng: np.random.Generator, layers: list[int], d_model: int = 64) -> Direction:
     return Direction({layer: rng.normal(size=d_model).astype(np.float32) for layer in layers})

@@ -8,10 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from pilothouse.core.messages import SlotLoad, StepReadings
-from pilothouse.engine import prefix_cache
+from pilothouse.core.edits import Edit
+from pilothouse.core.messages import ChainLoad, RequestOrders, SlotLoad, StepOrders, StepReadings, WirePlan
+from pilothouse.core.plans import END, edit_spans
+from pilothouse.engine import prefix_cache, scheduler, wire
 from pilothouse.engine.board import Board
+from pilothouse.engine.chains import ChainBank
+from pilothouse.engine.latches import Latches
 from pilothouse.engine.scheduler import SteeringScheduler
 from pilothouse.engine.score_store import ScoreStore
 from pilothouse.engine.spans import Ints, SpanTable
@@ -115,6 +120,120 @@ def prompt_scores_without_those_that_were_kept(patch: pytest.MonkeyPatch) -> Non
     patch.setattr(ScoreStore, "take", lambda store, blocks, probes: np.zeros((0, len(probes)), dtype=np.float32))
 
 
+def a_latch_that_lasts_one_step(patch: pytest.MonkeyPatch) -> None:
+    """A latch is not carried from one step to the next."""
+    right = Latches.close_gains
+
+    def close_gains(latches: Latches, gains: torch.Tensor, token_lines: Ints, positions: Ints) -> None:
+        latches.first[latches.signs != 0] = END
+        right(latches, gains, token_lines, positions)
+
+    patch.setattr(Latches, "close_gains", close_gains)
+
+
+def a_latch_that_looks_at_another_column(patch: pytest.MonkeyPatch) -> None:
+    """A latch looks at the column beside its own."""
+    right = Latches.set
+
+    def set_latch(latches: Latches, line: int, orders: RequestOrders) -> None:
+        right(latches, line, replace(orders, columns=tuple((column + 1) % 4 for column in orders.columns)))
+
+    patch.setattr(Latches, "set", set_latch)
+
+
+def a_gate_that_looks_at_another_column(patch: pytest.MonkeyPatch) -> None:
+    """A gate of scope token looks at the column beside its own."""
+    right = ChainBank.load
+
+    def load(bank: ChainBank, *args: Any, preserve_norm: bool, gate: tuple[int, bool, float] | None) -> None:
+        moved = None if gate is None else ((gate[0] + 1) % 4, *gate[1:])
+        right(bank, *args, preserve_norm=preserve_norm, gate=moved)
+
+    patch.setattr(ChainBank, "load", load)
+
+
+def a_chain_that_keeps_an_old_column(patch: pytest.MonkeyPatch) -> None:
+    """A chain that is loaded already is used again though its gates' columns have gone to other requests' probes."""
+    patch.setattr(scheduler, "_chain_keys", lambda plan, columns: [plan.chain] if plan.chain else [])
+
+
+def norms_that_are_not_kept(patch: pytest.MonkeyPatch) -> None:
+    """preserve_norm is ignored."""
+    right = ChainBank.load
+
+    def load(bank: ChainBank, *args: Any, preserve_norm: bool, gate: Any) -> None:
+        right(bank, *args, preserve_norm=False, gate=gate)
+
+    patch.setattr(ChainBank, "load", load)
+
+
+def a_gate_that_is_open_at_the_first_position(patch: pytest.MonkeyPatch) -> None:
+    """A gate of scope token looks at position 0 too."""
+
+    def spans(edits: Sequence[Edit], n_prompt: int) -> list[tuple[int, int]]:
+        bare = [edit if edit.gate is None or edit.gate.latched else replace(edit, gate=None) for edit in edits]
+        return edit_spans(bare, n_prompt)
+
+    patch.setattr(wire, "edit_spans", spans)
+
+
+def a_latch_that_sees_the_first_position(patch: pytest.MonkeyPatch) -> None:
+    """A latch is met by what is read at position 0."""
+    right = Latches.update
+
+    def update(latches: Latches, scores: torch.Tensor) -> None:
+        if latches._lines is not None:
+            # Its readout counts as that of position 1, which is looked at; latches open behind the prompt anyway.
+            latches._positions = torch.where(latches._positions == 0, 1, latches._positions)
+        right(latches, scores)
+
+    patch.setattr(Latches, "update", update)
+
+
+def a_chain_from_its_end(patch: pytest.MonkeyPatch) -> None:
+    """The steps of a chain are made in reverse order."""
+    right = Board.obey
+
+    def obey(board: Board, orders: StepOrders) -> None:
+        chains = tuple(ChainLoad(load.chain, load.steps[::-1], load.columns[::-1]) for load in orders.chains)
+        requests = {name: replace(request, steps=request.steps[::-1]) for name, request in orders.requests.items()}
+        right(board, replace(orders, chains=chains, requests=requests))
+
+    patch.setattr(Board, "obey", obey)
+
+
+def a_latch_behind_a_cached_prefix(patch: pytest.MonkeyPatch) -> None:
+    """A request with a latch may begin behind blocks of the prefix cache."""
+    patch.setattr(WirePlan, "latched", False)
+
+
+def a_stop_that_comes_late(patch: pytest.MonkeyPatch) -> None:
+    """A gate that stops lets one more token through."""
+    right = scheduler._Held.look
+
+    def look(held: Any, start: int, rows: Any) -> None:
+        before = held.stop_at
+        right(held, start, rows)
+        held.stop_at += held.stop_at != before
+
+    patch.setattr(scheduler._Held, "look", look)
+
+
+def a_chain_that_is_never_given_back(patch: pytest.MonkeyPatch) -> None:
+    """A request that is over keeps its chain."""
+    right = SteeringScheduler._let_go
+
+    def let_go(steering: SteeringScheduler, held: Any) -> None:
+        right(steering, replace(held, chain_key=b""))
+
+    patch.setattr(SteeringScheduler, "_let_go", let_go)
+
+
+def a_latch_that_outlives_its_request(patch: pytest.MonkeyPatch) -> None:
+    """The latches of a request that is over stay with its line."""
+    patch.setattr(Latches, "clear", lambda latches, line: None)
+
+
 PLANTS: tuple[Plant, ...] = (
     rows_of_the_neighbour,
     scores_of_the_next_position,
@@ -126,4 +245,16 @@ PLANTS: tuple[Plant, ...] = (
     a_line_that_stays_with_the_worker,
     kept_scores_of_another_probe,
     prompt_scores_without_those_that_were_kept,
+    a_latch_that_lasts_one_step,
+    a_latch_that_looks_at_another_column,
+    a_gate_that_looks_at_another_column,
+    a_chain_that_keeps_an_old_column,
+    norms_that_are_not_kept,
+    a_gate_that_is_open_at_the_first_position,
+    a_latch_that_sees_the_first_position,
+    a_chain_from_its_end,
+    a_latch_behind_a_cached_prefix,
+    a_stop_that_comes_late,
+    a_chain_that_is_never_given_back,
+    a_latch_that_outlives_its_request,
 )
