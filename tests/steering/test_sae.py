@@ -1,6 +1,5 @@
 import hashlib
 import json
-import logging
 import shutil
 import warnings
 from collections.abc import Callable
@@ -239,20 +238,11 @@ def test_a_fine_tuned_factor_is_refused_unless_it_is_one(make_sae: Make) -> None
         load_sae(folder)
 
 
-def test_a_transposed_decoder_is_read_by_columns_and_said_so(make_sae: Make, caplog: pytest.LogCaptureFixture) -> None:
-    folder, written = make_sae()
-    edit_weights(folder, W_dec=written.W_dec.detach().T)
-    with caplog.at_level(logging.WARNING):
-        sae = load_sae(folder)
-    assert "[d_in, d_sae]" in caplog.text
-    for feature in range(D_SAE):
-        assert sae.decoder_row(feature).tolist() == written.W_dec[feature].tolist()
-
-
 @pytest.mark.parametrize(
     ("decoder", "why"),
     [
         (torch.ones(D_SAE, D_IN + 1), r"W_dec is \[10, 7\]"),
+        (torch.ones(D_IN, D_SAE), "transposed"),
         (torch.ones(D_SAE * D_IN), "W_dec is"),
         (torch.ones(D_SAE, D_IN, dtype=torch.int32), "I32"),
         (None, "no tensor W_dec"),

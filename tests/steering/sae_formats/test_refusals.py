@@ -44,17 +44,9 @@ def sound(layout: Layout, root: Path) -> Sae:
 @pytest.mark.parametrize("matrix", ["W_enc", "W_dec"])
 def test_transposed(layout: Layout, matrix: str, tmp_path: Path) -> None:
     path = layout.write(tmp_path, changed(layout, matrix, lambda tensor: tensor.T))
-    if layout.key == "saelens":
-        # Its files name both sizes, so each matrix is taken as it lies.
-        ours, plain = load_sae(path).feature(5), sound(layout, tmp_path / "plain").feature(5)
-        np.testing.assert_array_equal(ours.decoder, plain.decoder)
-        assert ours.encoder is not None
-        assert plain.encoder is not None
-        np.testing.assert_array_equal(ours.encoder, plain.encoder)
-    else:
-        message = refused(path)
-        assert "transposed" in message
-        assert layout.names[matrix] in message
+    message = refused(path)
+    assert "transposed" in message
+    assert layout.names[matrix] in message
 
 
 @EVERY

@@ -1,6 +1,5 @@
 """What the formats have in common: how one is found, what it is read from, and how tensors are checked."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,6 @@ from pilothouse.steering.sae_formats.tensors import SafetensorsFile, TensorFile,
 from pilothouse.steering.sae_rows import Encoder, Rows
 
 STATISTICS = ("feature_stats.safetensors", "max_acts.safetensors")
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -149,12 +146,11 @@ def rows(
     *,
     axis: int,
     divisor: float = 1.0,
-    either_way: bool = False,
 ) -> Rows:
     """The matrix `name`, a row of d_in a feature, whose dimension `axis` counts features in this format.
 
-    Shapes decide: ArtefactError when it fits only transposed, or not at all; with `either_way` the transposed matrix is
-    taken as it lies, with a warning. Where both sizes are equal the format's own orientation holds.
+    Shapes decide: ArtefactError when it fits only transposed, or not at all; where both sizes are equal the format's
+    own orientation holds.
     """
     shape, wanted = check_tensor(file, name), (d_in, d_sae) if axis else (d_sae, d_in)
     if shape == wanted:
@@ -162,11 +158,7 @@ def rows(
     sizes = f"{name} is {list(shape)}, but d_sae is {d_sae} and d_in {d_in}"
     if shape != wanted[::-1]:
         raise ArtefactError(f"{sizes}: the matrix must be {list(wanted)}")
-    if not either_way:
-        raise ArtefactError(f"{sizes}: the matrix is transposed, this format has it as {list(wanted)}")
-    stored, taken = ("[d_sae, d_in]", "rows") if axis else ("[d_in, d_sae]", "columns")
-    log.warning("%s holds %s as %s: its %s are taken for features", file.path, name, stored, taken)
-    return Rows(file, name, axis=1 - axis, divisor=divisor)
+    raise ArtefactError(f"{sizes}: the matrix is transposed, this format has it as {list(wanted)}")
 
 
 def jumprelu(file: TensorFile, name: str, d_sae: int) -> Float32:

@@ -56,8 +56,8 @@ def _load(source: Source) -> Sae:
     factor = _factor(source, config)
     file = SafetensorsFile(source.weights)
     _check_scaling(file)
-    decoder = rows(file, "W_dec", config.d_sae, config.d_in, axis=0, divisor=factor, either_way=True)
-    columns_fit = rows(file, "W_enc", config.d_sae, config.d_in, axis=1, either_way=True)
+    decoder = rows(file, "W_dec", config.d_sae, config.d_in, axis=0, divisor=factor)
+    columns_fit = rows(file, "W_enc", config.d_sae, config.d_in, axis=1)
     shift = vector(file, "b_dec", config.d_in)
     encoder = None
     if config.why_not_read is None:
