@@ -1,5 +1,6 @@
 """What one request may ask for: how many edits, and how hard they push, in lengths of the stream."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,20 @@ async def test_where_no_length_is_known_the_limit_holds(tmp_path: Path) -> None:
         client = Client(http)
         assert (await client.chat(steering=[{**HONEST, "strength": 0.1}])).status_code == 200
         assert "not known" in assert_refused(await client.chat(steering=[INLINE]), "steering[0].strength")["message"]
+
+
+@pytest.mark.parametrize(("strength", "fits"), [(0.1, True), (100.0, False)])
+def test_presets_keep_the_limit_as_soon_as_lengths_are_known(tmp_path: Path, strength: float, fits: bool) -> None:
+    presets = tmp_path / "presets.json"
+    presets.write_text(json.dumps({"calmly": {"steering": [{"vector": "calm", "strength": strength}]}}))
+    config = write_all(tmp_path / "given", presets=str(presets), limits=Limits(max_strength=1.0))
+    state = FakeServer(config).app.state.pilothouse
+    state.strength_limit.lengths = LENGTHS
+    if fits:
+        state.registry.recheck()
+    else:
+        with pytest.raises(StartupError, match=r"calmly.*lengths of the stream"):
+            state.registry.recheck()
 
 
 async def test_without_a_limit_there_is_none(client: Client) -> None:

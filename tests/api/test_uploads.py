@@ -124,6 +124,8 @@ async def test_an_sae_can_be_uploaded_used_and_deleted(server: FakeServer, clien
         "steering"
     ]
     assert receipt[0]["coefficients"] == {"2": 2.0 * MAX_ACTS[1]}
+    clamp = {"sae": "sent", "feature": 2, "op": "clamp"}
+    assert len(server.extension.open({"steering": [clamp]}, "r", "tiny").plan.directions) == 2, "not two rows of eight"
     old = server.extension.open({"steering": [{"sae": "sent", "feature": 2}]}, "r", "tiny").plan.edits[0]
     # Another file takes the place of the first, of which rows are still to be read.
     catalogue = server.app.state.pilothouse.registry.catalogue

@@ -9,7 +9,7 @@ import pytest
 from engine_support.harness import Reference
 from serve_support.memory import SMALL, resident
 from serve_support.server import Server, serving
-from serve_support.swaps import HEADERS, NAME, PATHS, Swaps, check_answer
+from serve_support.swaps import HEADERS, NAME, PATHS, Checker, Swaps
 
 pytestmark = pytest.mark.engine
 
@@ -23,16 +23,20 @@ def remove_all(server: Server) -> None:
         assert server.delete(f"{path}/{NAME}", headers=HEADERS).status_code == 200
 
 
-def test_every_answer_under_load_is_that_of_the_content_it_names(server: Server, reference: Reference) -> None:
+def test_every_answer_under_load_is_that_of_the_content_it_names(
+    server: Server, reference: Reference, capsys: pytest.CaptureFixture[str]
+) -> None:
     swaps = Swaps(server.url)
     asyncio.run(swaps.run(N_SWAPS))
+    checker = Checker(reference, swaps.content)
     for choice in swaps.answers:
-        check_answer(reference, swaps.content, choice)
+        checker.check(choice)
     seen = {choice["steering"][0]["digest"] for choice in swaps.answers}
     mixed = {
         (c["steering"][0]["digest"], c["steering"][1]["digest"], c["probes"][NAME]["version"]) for c in swaps.answers
     }
-    print(f"{len(swaps.answers)} answers, {len(seen)} vectors, {len(mixed)} combinations")
+    with capsys.disabled():
+        print(f"\n{N_SWAPS} swaps, {len(swaps.answers)} answers with {len(seen)} vectors in {len(mixed)} combinations")
     assert len(seen) > 30, "most contents were replaced before anybody used them: the test shows little"
     assert len(mixed) > len(seen)
     remove_all(server)

@@ -161,13 +161,24 @@ class Swaps:
             self.answers.append(answer.json()["choices"][0])
 
 
-def check_answer(reference: Reference, content: Content, choice: dict[str, Any]) -> None:
-    """The answer and its scores are what Hugging Face says of the content that its receipts name."""
-    plan, probe = content.plan(choice)
-    generated = choice["token_ids"]
-    logprobs, raw = reference.run(choice["prompt_token_ids"], generated, plan)
-    expected = [float(logprobs[i, token]) for i, token in enumerate(generated)]
-    np.testing.assert_allclose(choice["logprobs"]["token_logprobs"], expected, atol=5e-4)
-    logits = probe.logits(raw[:, 0])[-len(generated) : -1]
-    measured = [entry["logit"] for entry in choice["probes"][NAME]["tokens"][:-1]]
-    np.testing.assert_allclose(measured, logits, atol=5e-4 * float(raw.std()))
+@dataclass
+class Checker:
+    """Compares answers with Hugging Face; equal sequences under equal content are computed there once."""
+
+    reference: Reference
+    content: Content
+    _known: dict[Any, Any] = field(default_factory=dict)
+
+    def check(self, choice: dict[str, Any]) -> None:
+        """The answer and its scores are what Hugging Face says of the content that its receipts name."""
+        plan, probe = self.content.plan(choice)
+        prompt, generated = choice["prompt_token_ids"], choice["token_ids"]
+        key = (*(edit["digest"] for edit in choice["steering"]), probe.version, tuple(prompt), tuple(generated))
+        if key not in self._known:
+            self._known[key] = self.reference.run(prompt, generated, plan)
+        logprobs, raw = self._known[key]
+        expected = [float(logprobs[i, token]) for i, token in enumerate(generated)]
+        np.testing.assert_allclose(choice["logprobs"]["token_logprobs"], expected, atol=5e-4)
+        logits = probe.logits(raw[:, 0])[-len(generated) : -1]
+        measured = [entry["logit"] for entry in choice["probes"][NAME]["tokens"][:-1]]
+        np.testing.assert_allclose(measured, logits, atol=5e-4 * float(raw.std()))

@@ -60,10 +60,13 @@ class PilothousePlugin:
         install(engine_client, state, make_extension)
         assembled: ApiState = getattr(state, ATTRIBUTE)
         served = replace(assembled, deliver=partial(deliver, engine_client))
+        lengths: Mapping[int, float] = {}
         if config.self_test:
             report = await self_test(engine_client)
-            served.strength_limit.lengths = report.lengths
+            lengths = report.lengths
             served = replace(served, self_test=str(report))
+        served.strength_limit.lengths = lengths
+        served.registry.recheck()
         if config.reload_seconds:
             watching = asyncio.create_task(watch(served.registry, config.reload_seconds))
             served = replace(served, watching=watching)

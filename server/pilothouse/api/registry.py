@@ -47,6 +47,11 @@ class Registry:
         check(self.catalogue)
         self._checks.append(check)
 
+    def recheck(self) -> None:
+        """Hold the present catalogue to all that is required of it, some of which may only be known by now."""
+        for check in self._checks:
+            check(self.catalogue)
+
     def read_upload(self, kind: Kind, path: Path) -> Entry:
         """A safetensors file that a client sent, checked in full; ArtefactError when it cannot be used here."""
         match kind:

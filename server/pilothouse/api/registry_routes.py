@@ -7,12 +7,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from pilothouse.api.catalogue import Kind
 from pilothouse.api.errors import BusyError, TooLargeError
 from pilothouse.api.guard import MAX_BODY_BYTES
 from pilothouse.api.state import ApiState, state_of
-from pilothouse.core.errors import Forbidden
+from pilothouse.core.errors import BadRequest, Forbidden
 from pilothouse.probing import Probe
 from pilothouse.steering import Vector
 
@@ -95,12 +96,15 @@ async def _receive(request: Request, path: Path, largest: int) -> None:
     if declared.isdigit() and int(declared) > largest:
         raise too_large
     size = 0
-    with path.open("wb") as file:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > largest:
-                raise too_large
-            file.write(chunk)
+    try:
+        with path.open("wb") as file:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > largest:
+                    raise too_large
+                file.write(chunk)
+    except ClientDisconnect:
+        raise BadRequest("the client left before the end of its upload") from None
 
 
 def _largest(kind: Kind, state: ApiState) -> int:

@@ -1,7 +1,7 @@
 """How hard a request may push: a limit in lengths of the residual stream, so that it means the same at every layer."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pilothouse.core.edits import Edit
 from pilothouse.core.errors import BadRequest
@@ -11,12 +11,12 @@ from pilothouse.core.errors import BadRequest
 class StrengthLimit:
     """At most `most` lengths of the stream at any layer, all edits of a request together; None for no limit.
 
-    lengths: the typical length of the stream by layer, as the start-up self-test measured it; empty until then, and
-    where it had nothing to compare with. A vector's own card stands above it.
+    lengths: the typical length of the stream by layer, as the start-up self-test measured it; empty where it had
+    nothing to compare with, None until then, when what is not known is let pass. A vector's own card stands above it.
     """
 
     most: float | None = None
-    lengths: Mapping[int, float] = field(default_factory=dict)
+    lengths: Mapping[int, float] | None = None
 
     def check(self, edits: Sequence[Edit], resid_norms: Sequence[Mapping[int, float]], where: str) -> None:
         """BadRequest for the first of a request's edits that goes too far, or whose length cannot be told.
@@ -30,8 +30,10 @@ class StrengthLimit:
             for layer in edit.coefficients:
                 if not (push := edit.push(layer)):
                     continue
-                length = norms.get(layer) or self.lengths.get(layer)
+                length = norms.get(layer) or (self.lengths or {}).get(layer)
                 if not length:
+                    if self.lengths is None:
+                        continue
                     raise BadRequest(
                         f"this server limits strength to {self.most:g} lengths of the stream, and how long it is at "
                         f"layer {layer} is not known: use a vector whose card has resid_norm",
