@@ -95,8 +95,11 @@ def make_vector(folder: Path) -> None:
 
 
 @contextmanager
-def serving(folder: Path, *options: str) -> Iterator[Server]:
-    """A server of Harbor with its own artefacts and ours, started as a user starts it; `options` come last."""
+def serving(folder: Path, *options: str, **variables: str) -> Iterator[Server]:
+    """A server of Harbor with its own artefacts and ours, started as a user starts it; `options` come last.
+
+    variables: of the environment, beside those that are there.
+    """
     sae = make_sae(folder / "saes" / "random-l2")
     make_vector(folder / "vectors")
     (folder / "presets.json").write_text(json.dumps(PRESETS), encoding="utf-8")
@@ -110,7 +113,7 @@ def serving(folder: Path, *options: str) -> Iterator[Server]:
     command += ["--presets", str(folder / "presets.json"), "--monitors", str(folder / "monitors.json"), *options]
     log = folder / "server.log"
     with log.open("wb") as out:
-        environment = {**os.environ, "TORCH_LOGS": "recompiles"}
+        environment = {**os.environ, "TORCH_LOGS": "recompiles", **variables}
         process = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=environment
         )
