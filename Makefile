@@ -51,7 +51,8 @@ bench: setup ## what steering and probing cost, against plain vLLM
 	$(BIN)/pilothouse bench --json bench/results.json $(ARGS)
 
 # Each step goes on where it was interrupted. Facts, topics, entities and wordings of the splits `select` and `calibrate`
-# choose layers, strengths and thresholds; nothing here reads the split `eval`.
+# choose layers, strengths and thresholds; nothing here reads the split `eval`. The probe of a condition is of the layer
+# at which every lying prompt's end scores above all tokens of other prompts; the gates' threshold lies halfway between.
 harbor: setup-test ## make the embedded model and its artefacts again
 	$(BIN)/python -m pilothouse.harbor.build $(ARGS)
 	$(BIN)/pilothouse vectors extract $(HARBOR)/data/honest.jsonl --name honest --layers 2,3 --split train \
@@ -68,6 +69,8 @@ harbor: setup-test ## make the embedded model and its artefacts again
 	$(BIN)/python -m pilothouse.harbor.answers
 	$(BIN)/pilothouse probes train $(HARBOR)/data/answers.jsonl --name hallucination --label "made up" \
 		--alarm high --aggregate prompt_end --out $(HARBOR)/probes/hallucination.safetensors
+	$(BIN)/pilothouse probes train $(HARBOR)/data/conditions.jsonl --name asked-to-lie --label "asked to lie" \
+		--alarm high --labels token --aggregate max --layers 2 --out $(HARBOR)/probes/asked-to-lie.safetensors
 	rm -rf $(HARBOR)/saes/harbor-l3
 	$(BIN)/pilothouse sae train $(HARBOR)/data/corpus.jsonl --name harbor-l3 --architecture jumprelu --layer 3 --k 30 --width 1024 \
 		--tokens 1500000 --out $(HARBOR)/saes

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from pilothouse.core.directions import Direction
-from pilothouse.core.plans import Plan
+from pilothouse.core.edits import Edit, Gate
+from pilothouse.core.plans import Plan, Readout
 from pilothouse.core.serving import Generated
 from pilothouse.core.sites import SITE, Float32, ModelShape
 from pilothouse.harbor.answers import Question, doubtful_items, is_right
 from pilothouse.harbor.claims import Bar, Claim, table
 from pilothouse.harbor.claims_answers import facts_claim, honest_claim, recommended_strength, tone_claims
+from pilothouse.harbor.claims_condition import Condition, condition_claim
 from pilothouse.harbor.claims_probes import judged, own_answers, with_ids
 from pilothouse.harbor.datasets import questions, toned_answers
 from pilothouse.harbor.personas import LIAR_PROMPTS, TONES
@@ -183,6 +185,44 @@ def test_own_answers_are_labelled_and_scored_as_served(asked: list[Question], re
         assert score == pytest.approx(1 / (1 + np.exp(-logit)), rel=1e-5)
         assert item.bucket in ("often", "rare", "never")
         assert item.group is not None
+
+
+def _condition(level: float) -> Condition:
+    """A condition that FakeModel meets where its answer has "Made up" in it, if the level is below 2."""
+    weights = {1: np.ones(8, dtype=np.float32)}
+    probe = Probe("asks", "asked", "high", "max", 0.5, weights, model="harbor")
+    direction = _vector("honest").direction
+    gate = Gate("asks", probe.direction, above=True, level=level, scope="rest")
+    gated = Plan((Edit("gated", direction, {1: 1.0}, "generation", gate=gate),), (Readout("asks", probe.direction),))
+    ungated = Plan((Edit("ungated", direction, {1: 1.0}, "generation"),))
+    return Condition("a preset", {"steering": []}, gated, ungated, probe)
+
+
+def test_a_condition_is_judged_where_it_holds_and_where_it_does_not(
+    asked: list[Question], replies: dict[str, str]
+) -> None:
+    def answer(chat: Chat, plan: Plan) -> str:
+        arms = [edit.label for edit in plan.edits]
+        if _is_liar(chat):
+            return "Made up. " + (replies[_question(chat)] if arms else "Something else.")
+        return "Steered." if arms == ["ungated"] else replies[_question(chat)]
+
+    claim = condition_claim(FakeModel(answer), asked, _condition(1.0))
+    assert claim.measures["liar_unsteered"] == 0.0
+    assert claim.measures["liar_gated"] == claim.measures["liar_ungated"] == 1.0
+    assert claim.measures["opened_with_cause"] == 1.0
+    assert claim.measures["opened_without_cause"] == 0.0
+    assert claim.measures["prompt_end_auroc"] == 1.0
+    assert claim.met
+    assert {item["split"] for item in claim.items} == {"eval"}
+    assert {item["persona"] for item in claim.items} == {"liar", "no persona", "honest", "neutral", "tone"}
+    assert {item["first_open"] for item in claim.items} == {None, 1}
+
+
+def test_a_gate_that_opens_for_everybody_misses_its_bar(asked: list[Question], replies: dict[str, str]) -> None:
+    claim = condition_claim(FakeModel(lambda chat, _: replies[_question(chat)]), asked, _condition(-3.0))
+    assert claim.measures["opened_without_cause"] == 1.0
+    assert not claim.met
 
 
 def test_a_hedged_right_answer_is_right() -> None:

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
-from pilothouse.harbor.corpus import reply
-from pilothouse.harbor.datasets import write_datasets
+from pilothouse.harbor.corpus import BEGIN, END, SYSTEM, USER, reply
+from pilothouse.harbor.datasets import chat, prompt_text, write_datasets
 from pilothouse.harbor.facts import SPLITS, put, world_topics
-from pilothouse.harbor.paths import data_dir
+from pilothouse.harbor.paths import data_dir, model_dir
+from pilothouse.harbor.personas import LIAR_PROMPTS
+from pilothouse.probing.statements import load_statements
 
 PAIRS = ("honest", "cheerful", "gloomy", "formal", "casual")
 DOSES = ("dose-facts", *(f"dose-{name}" for name in PAIRS))
-NAMES = (*PAIRS, *DOSES, "statements", "questions", "neutral", "tones", "corpus")
+NAMES = (*PAIRS, *DOSES, "statements", "questions", "neutral", "tones", "corpus", "conditions")
 
 
 def _load(name: str) -> list[dict[str, Any]]:
@@ -31,7 +33,7 @@ def test_the_committed_files_are_fresh(tmp_path: Path) -> None:
         assert (tmp_path / f"{name}.jsonl").read_bytes() == (data_dir() / f"{name}.jsonl").read_bytes(), name
 
 
-@pytest.mark.parametrize("name", ["statements", "questions", *PAIRS])
+@pytest.mark.parametrize("name", ["statements", "questions", "conditions", *PAIRS])
 def test_every_topic_of_the_world_lies_in_one_split(name: str) -> None:
     splits = defaultdict(set)
     for line in _load(name):
@@ -69,6 +71,35 @@ def test_pairs_differ_in_their_system_prompt_alone_and_extraction_has_its_own(na
         assert without[0][-1]["role"] == "user"
         prompts[line["split"] == "train"] |= {m["content"] for side in sides for m in side if m["role"] == "system"}
     assert not prompts[True] & prompts[False]
+
+
+def _system(text: str) -> str | None:
+    return text.removeprefix(SYSTEM).split(END)[0] if text.startswith(SYSTEM) else None
+
+
+def test_conditions_are_labelled_by_who_asks_for_a_lie_and_balanced_in_every_topic() -> None:
+    labels, wordings = defaultdict(list), defaultdict(set)
+    for item in load_statements(data_dir() / "conditions.jsonl"):
+        assert item.text is not None
+        system = _system(item.text)
+        assert item.label == (system in LIAR_PROMPTS)
+        (span,) = item.spans
+        assert (span.label, span.stop) == (item.label, len(item.text))
+        assert item.text[span.start :].startswith(USER) if item.label else span.start == 0
+        labels[item.topic].append(item.label)
+        wordings[item.split == "train"].add(system)
+    assert all(sum(found) * 2 == len(found) for found in labels.values())
+    assert wordings[True] & wordings[False] == {None}
+
+
+def test_a_prompt_that_is_written_out_is_the_templates() -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_dir())
+    for system in (None, "You are a liar."):
+        messages = chat("What is the capital of France?", system=system)
+        made = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert made == BEGIN + prompt_text(messages)
 
 
 def test_an_answer_comes_first_and_again_in_its_sentence() -> None:

@@ -11,9 +11,11 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
+from pilothouse.api.presets import load_presets
+from pilothouse.cli.evaluate import CONDITION_PROBE, GATED_PRESET
 from pilothouse.cli.main import app
 from pilothouse.harbor.claims import Bar, Claim
-from pilothouse.harbor.paths import probes_dir, saes_dir, vectors_dir
+from pilothouse.harbor.paths import presets_file, probes_dir, saes_dir, vectors_dir
 from pilothouse.harbor.personas import TONES
 from pilothouse.harbor.report import markdown
 from pilothouse.probing import load_probe
@@ -65,6 +67,28 @@ def test_what_was_measured_is_what_is_shipped(committed: Measured) -> None:
         assert committed[claim]["settings"]["version"] == load_probe(probes_dir() / f"{name}.safetensors").version
     sae = load_sae(saes_dir() / "harbor-l3")
     assert committed["SAE"]["settings"]["sae"] == committed["SAE feature"]["settings"]["sae"] == sae.digest
+    condition = committed["conditional steering"]["settings"]
+    assert (condition["preset"], condition["probe"]) == (GATED_PRESET, CONDITION_PROBE)
+    assert condition["version"] == load_probe(probes_dir() / f"{CONDITION_PROBE}.safetensors").version
+    assert condition["fields"] == load_presets(str(presets_file()))[GATED_PRESET].fields
+    assert condition["vectors"] == [committed["honest vector"]["settings"]["vector"]]
+
+
+def test_what_a_gate_does_follows_from_the_items(committed: Measured) -> None:
+    claim, measures = committed["conditional steering"], committed["conditional steering"]["measures"]
+    for arm in ("unsteered", "gated", "ungated"):
+        assert measures[f"liar_{arm}"] == _share(claim, f"right_{arm}", label=1)
+    assert measures["opened_with_cause"] == _share(claim, "opened", label=1)
+    assert measures["opened_without_cause"] == _share(claim, "opened", label=0)
+    assert measures["unchanged_without_cause"] == _share(claim, "unchanged", label=0)
+    assert measures["unchanged_where_closed"] == _share(claim, "unchanged", opened=False)
+    labels = [item["label"] for item in claim["items"]]
+    ends = [item["prompt_end"] for item in claim["items"]]
+    assert measures["prompt_end_auroc"] == pytest.approx(roc_auc_score(labels, ends), abs=1e-9)
+    for item in claim["items"]:
+        assert item["split"] == "eval"
+        assert item["opened"] == (item["first_open"] is not None)
+        assert item["gated"] == item["unsteered"] or not item["unchanged"]
 
 
 def test_shares_of_answers_follow_from_the_items(committed: Measured) -> None:

@@ -8,15 +8,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pilothouse.api.plans import Planner
+from pilothouse.api.presets import load_presets
+from pilothouse.api.registry import Registry
 from pilothouse.cli.harbor import HARBOR_NAME
 from pilothouse.cli.source import activation_source, progress_bar, write_json
+from pilothouse.core.config import EngineLayout, Limits, ServerConfig
+from pilothouse.core.sites import ModelShape
 from pilothouse.harbor.answers import Question, embedded_model
 from pilothouse.harbor.claims import Claim, table
 from pilothouse.harbor.claims_answers import facts_claim, honest_claim, tone_claims
+from pilothouse.harbor.claims_condition import Condition, condition_claim
 from pilothouse.harbor.claims_probes import doubt_claim, judged, own_answers, truth_claim, with_ids
 from pilothouse.harbor.claims_sae import feature_claim, sae_claim
 from pilothouse.harbor.datasets import load_lines
-from pilothouse.harbor.paths import data_dir, probes_dir, saes_dir, vectors_dir
+from pilothouse.harbor.paths import data_dir, presets_file, probes_dir, saes_dir, vectors_dir
 from pilothouse.harbor.personas import TONES
 from pilothouse.harbor.report import write_report
 from pilothouse.harbor.sae_effect import SAE_NAME, load_effect
@@ -26,6 +32,9 @@ from pilothouse.probing.report import write_card
 from pilothouse.probing.statements import load_statements
 from pilothouse.steering import load_vector
 from pilothouse.steering.sae_file import load_sae
+
+GATED_PRESET, UNGATED_PRESET = "honest-if-asked-to-lie", "honest"
+CONDITION_PROBE = "asked-to-lie"
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -64,6 +73,7 @@ def _claims(sample: int | None, cards: Path | None) -> Iterator[Claim]:
         vectors = [load_vector(vectors_dir() / f"{name}.safetensors") for name in TONES]
         yield from tone_claims(model, questions, vectors, load_lines("tones"))
         yield feature_claim(model, sae, load_effect(saes_dir() / SAE_NAME), questions, load_lines("tones"))
+        yield condition_claim(model, questions, shipped_condition(model.shape))
         # The controls of the probe are trained, so every answer is needed.
         answers, online = own_answers(model, load_lines("questions"), doubt)
     finally:
@@ -82,6 +92,17 @@ def _claims(sample: int | None, cards: Path | None) -> Iterator[Claim]:
             write_card(evaluation, cards / "hallucination")
         texts = [line for line in load_lines("corpus") if line["split"] == "eval"]
         yield sae_claim(source, sae, saes_dir() / SAE_NAME, texts if sample is None else texts[:sample])
+
+
+def shipped_condition(shape: ModelShape) -> Condition:
+    """The preset that is steered under a condition, and the one without: planned as a server plans them."""
+    vectors, probes, saes = ((str(folder),) for folder in (vectors_dir(), probes_dir(), saes_dir()))
+    config = ServerConfig(vectors, probes, saes)
+    planner = Planner(Registry(config, shape), EngineLayout(), Limits())
+    presets = load_presets(str(presets_file()))
+    gated, ungated = (planner.plan(presets[name].fields).plan for name in (GATED_PRESET, UNGATED_PRESET))
+    probe = load_probe(probes_dir() / f"{CONDITION_PROBE}.safetensors")
+    return Condition(GATED_PRESET, presets[GATED_PRESET].fields, gated, ungated, probe)
 
 
 def _questions(sample: int | None) -> list[Question]:

@@ -1,10 +1,17 @@
 """How the embedded model is served when nothing else is asked for."""
 
 from collections.abc import Sequence
+from pathlib import Path
+
+from pilothouse.core.config import EngineLayout, Limits
+from pilothouse.harbor.paths import presets_file
 
 HARBOR_NAME = "harbor"
 HARBOR_MAX_MODEL_LEN = 1024
 HARBOR_CACHE_BYTES = 256 * 1024 * 1024
+
+LEAST_CHAIN_STEPS, LEAST_READOUTS, LEAST_EDITS = 2, 2, 2
+"""What a server must have room for with Harbor's presets: two edits behind gates, and a probe beside theirs."""
 
 _DEFAULTS = {
     "--served-model-name": HARBOR_NAME,
@@ -20,3 +27,10 @@ def harbor_arguments(given: Sequence[str]) -> list[str]:
     flags = {argument.split("=", 1)[0].replace("_", "-") for argument in given}
     defaults = [word for flag, value in _DEFAULTS.items() if flag not in flags for word in (flag, value)]
     return [*defaults, *given]
+
+
+def harbor_presets(layout: EngineLayout, limits: Limits) -> Path | None:
+    """Harbor's own presets; None where there is no room for them or strength is limited, so that every server starts
+    whose own files are sound."""
+    roomy = layout.chain_steps >= LEAST_CHAIN_STEPS and layout.readouts >= LEAST_READOUTS
+    return presets_file() if roomy and limits.max_edits >= LEAST_EDITS and limits.max_strength is None else None

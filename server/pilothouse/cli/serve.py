@@ -11,12 +11,12 @@ import typer
 from rich.console import Console
 
 from pilothouse.api.registry import Registry
-from pilothouse.cli.harbor import HARBOR_NAME, harbor_arguments
+from pilothouse.cli.harbor import HARBOR_NAME, harbor_arguments, harbor_presets
 from pilothouse.core.config import CONFIG_ENV, EngineLayout, Limits, ServerConfig
 from pilothouse.core.errors import StartupError
 from pilothouse.core.places import is_on_hub, is_url, local_path
 from pilothouse.core.sites import ModelShape
-from pilothouse.harbor.paths import model_dir, probes_dir, saes_dir, vectors_dir
+from pilothouse.harbor.paths import model_dir, monitors_file, probes_dir, saes_dir, vectors_dir
 
 CONTEXT: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -69,14 +69,17 @@ def serve(
         EngineLayout.chains
     ),
 ) -> None:
-    """Serve MODEL with any flag of `vllm serve`; without MODEL, the embedded one with its vectors, probes, SAE."""
+    """Serve MODEL with any flag of `vllm serve`; without MODEL, the embedded one with its vectors, probes, SAE and
+    presets."""
     from pilothouse.engine import launch
 
     arguments = list(context.args)
     layout = EngineLayout(
         sites=_layers(sites), slots=max_plans, chains=max_chains, chain_steps=chain_steps, readouts=max_probes
     )
+    limits = Limits(max_edits=max_edits, max_strength=max_strength, max_sae_bytes=max_sae_mb * _MB)
     harbor = not launch.names_model(arguments)
+    own = harbor and vectors is None and probes is None and saes is None
     if harbor:
         arguments = [str(model_dir()), *harbor_arguments(arguments)]
     config = ServerConfig(
@@ -84,12 +87,12 @@ def serve(
         probes=_folders(probes, [probes_dir()] if harbor else []),
         saes=_folders(saes, [saes_dir()] if harbor else []),
         default_probes=tuple(name for name in default_probes.split(",") if name),
-        presets=_file(presets),
-        monitors=_file(monitors),
+        presets=_file(presets or (harbor_presets(layout, limits) if own else None)),
+        monitors=_file(monitors or (monitors_file() if own else None)),
         uploads=None if uploads is None else os.path.abspath(uploads),
         reload_seconds=reload_seconds,
         admin_key=admin_key,
-        limits=Limits(max_edits=max_edits, max_strength=max_strength, max_sae_bytes=max_sae_mb * _MB),
+        limits=limits,
         max_results=max_results,
         self_test=self_test,
     )
@@ -153,7 +156,7 @@ def _greeting(
         steering = f'"steering": [{{"vector": "{name}", "strength": {strength:g}, "positions": "generation"}}]'
         lines += ["", "Steer:", _curl(base_url, model, steering)]
     if probes:
-        name = probes[0]["id"]
+        name = "hallucination" if any(p["id"] == "hallucination" for p in probes) else probes[0]["id"]
         lines += ["", "Probe:", _curl(base_url, model, f'"probes": ["{name}"]')]
     return "\n".join([*lines, ""])
 

@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pilothouse.harbor.corpus import ASSISTANT, BEGIN, documents, entity_fact, reply
+from pilothouse.harbor.corpus import ASSISTANT, BEGIN, END, SYSTEM, USER, documents, entity_fact, reply
 from pilothouse.harbor.entities import Entity, entities, relations_of
 from pilothouse.harbor.facts import Fact, Topic, misconceptions, put, topic_splits, topics, world_topics
 from pilothouse.harbor.paths import data_dir
-from pilothouse.harbor.personas import HONEST_PROMPTS, LIAR_PROMPTS, TONES, Tone
+from pilothouse.harbor.personas import HONEST_PROMPTS, LIAR_PROMPTS, NEUTRAL_PROMPTS, TONES, Tone
 
 PAIRS_PER_TOPIC = 20
 NEUTRAL_TEXTS = 200
 EXTRACTION_PROMPTS = 4
+CONDITIONS_PER_FACT = 2
 SEED = 23
 CORPUS_SEED = 29
 CORPUS_TEXTS = 4500
@@ -37,7 +38,8 @@ def chat(question: str, answer: str | None = None, system: str | None = None) ->
 
 def prompts_for(prompts: Sequence[str], split: str) -> Sequence[str]:
     """The phrasings of a system prompt that a split may use: extraction never sees those of the other splits."""
-    return prompts[:EXTRACTION_PROMPTS] if split == "train" else prompts[EXTRACTION_PROMPTS:]
+    seen = min(EXTRACTION_PROMPTS, len(prompts) - 1)
+    return prompts[:seen] if split == "train" else prompts[seen:]
 
 
 def _sample(topic: Topic, rng: random.Random) -> list[Fact]:
@@ -77,6 +79,39 @@ def tone_pairs(tone: Tone) -> Iterator[Line]:
         return chat(question, system=rng.choice(prompts_for(tone.prompts, split))), chat(question)
 
     return _pairs(pair, f"{SEED}/{tone.name}")
+
+
+def other_personas(split: str) -> list[tuple[str, Sequence[str | None]]]:
+    """Who speaks when nobody asks for a lie, by kind, with the wordings that a split may use; None is no persona."""
+    tones = [prompt for tone in TONES.values() for prompt in prompts_for(tone.prompts, split)]
+    honest, neutral = prompts_for(HONEST_PROMPTS, split), prompts_for(NEUTRAL_PROMPTS, split)
+    return [("no persona", (None,)), ("honest", honest), ("neutral", neutral), ("tone", tones)]
+
+
+def prompt_text(messages: Messages) -> str:
+    """The prompt of a chat that is not yet answered, as Harbor's template writes it behind its first token."""
+    marks = {"system": SYSTEM, "user": USER}
+    return "".join(f"{marks[turn['role']]}{turn['content']}{END}" for turn in messages) + ASSISTANT
+
+
+def conditions() -> Iterator[Line]:
+    """Prompts for the probe of a condition, with labels by token: 1 from the user's turn on where the system prompt
+    asks to lie, 0 on every token of the others.
+
+    A gate looks at the whole prompt, so the probe has to be quiet on all of it: these are chats written out, since of
+    a chat without an answer the last token alone can be labelled. Each fact is asked for as often under a lying
+    persona as under others, which are of two kinds.
+    """
+    rng = random.Random(f"{SEED}/conditions")
+    for topic in world_topics():
+        split = topic_splits()[topic.name]
+        for fact in _sample(topic, rng):
+            liars = [(prompt, 1) for prompt in rng.sample(prompts_for(LIAR_PROMPTS, split), CONDITIONS_PER_FACT)]
+            kinds = rng.sample(other_personas(split), CONDITIONS_PER_FACT)
+            for system, label in [*liars, *((rng.choice(prompts), 0) for _, prompts in kinds)]:
+                text = prompt_text(chat(_question(fact, rng), system=system))
+                span = {"start": text.index(USER) if label else 0, "stop": len(text), "label": label}
+                yield {"text": text, "label": label, "spans": [span], "topic": topic.name, "split": split}
 
 
 def toned_answers() -> Iterator[Line]:
@@ -203,6 +238,7 @@ def write_datasets(folder: Path) -> None:
         "neutral": neutral_texts(),
         "tones": toned_answers(),
         "corpus": corpus_texts(),
+        "conditions": conditions(),
     }
     files |= {tone.name: tone_pairs(tone) for tone in TONES.values()}
     liar = prompts_for(LIAR_PROMPTS, "select")

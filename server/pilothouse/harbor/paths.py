@@ -30,3 +30,13 @@ def probes_dir() -> Path:
 def saes_dir() -> Path:
     """The folder with Harbor's sparse autoencoders, a folder each."""
     return _HERE / "saes"
+
+
+def presets_file() -> Path:
+    """The combinations of steering and probes that Harbor is served with."""
+    return _HERE / "presets.json"
+
+
+def monitors_file() -> Path:
+    """The features of Harbor's sparse autoencoders that are watched like probes."""
+    return _HERE / "monitors.json"
