@@ -1,13 +1,12 @@
 """What is uploaded and deleted: checked, delivered to the engine, kept on disk, replaced as a whole, read again."""
 
 import asyncio
-import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from api_support.artefacts import (
@@ -15,53 +14,26 @@ from api_support.artefacts import (
     CALM_ROWS,
     D_MODEL,
     HONEST,
-    HONEST_ROWS,
     MAX_ACTS,
     RISK,
     RISK_ROWS,
     SAE_DECODER,
     SHAPE,
     artefact,
-    rows,
     write_all,
 )
 from api_support.client import HEADERS, Client, assert_refused, connect
 from api_support.fake_engine import FakeServer
+from api_support.uploads import RELOAD, SAES, VECTORS, post, sae, store, vector
 from safetensors.numpy import save
 
 from pilothouse.api import registry_routes
+from pilothouse.api.errors import ConflictError
 from pilothouse.api.registry import Registry
 from pilothouse.api.state import ApiState
-from pilothouse.api.watch import watch
-from pilothouse.core.config import Limits
-from pilothouse.core.errors import EngineGap, StartupError
+from pilothouse.core.config import Limits, ServerConfig
+from pilothouse.core.errors import EngineGap, NotFound, StartupError
 from pilothouse.steering import vector_from_bytes
-
-VECTORS = "/v1/steering_vectors"
-SAES = "/v1/saes"
-RELOAD = "/v1/registry/reload"
-
-
-def vector(name: str, seed: int, **card: Any) -> bytes:
-    return artefact("vector", {"name": name, **card}, rows(seed, "layer.1"))
-
-
-def sae(seed: int = 6, **card: Any) -> bytes:
-    """A SAE in the native form, its rows from `seed`."""
-    rng = np.random.default_rng(seed)
-    tensors = {
-        "W_dec": rng.standard_normal((4, D_MODEL)).astype(np.float32),
-        "W_enc": rng.standard_normal((4, D_MODEL)).astype(np.float32),
-        "b_enc": np.zeros(4, np.float32),
-        "threshold": np.full(4, 0.5, np.float32),
-        "max_act": MAX_ACTS,
-    }
-    settings = {"name": "sent", "layer": 2, "architecture": "jumprelu", "activation": "jumprelu", **card}
-    return artefact("sae", settings, tensors)
-
-
-async def post(client: Client, path: str, content: bytes, **params: Any) -> httpx.Response:
-    return await client.http.post(path, content=content, headers=HEADERS, params=params)
 
 
 async def test_an_upload_is_with_the_engine_before_it_has_a_name(server: FakeServer, client: Client) -> None:
@@ -243,94 +215,6 @@ async def test_what_was_uploaded_and_deleted_outlives_the_server(tmp_path: Path)
     assert sorted(names) == ["calm", "honest", "new"]
 
 
-async def test_reload_reads_all_again_or_changes_nothing(tmp_path: Path) -> None:
-    config = write_all(tmp_path, default_probes=("risk",))
-    server = FakeServer(config)
-    async with connect(server) as http:
-        assert_refused(await http.post(RELOAD), None, 401)
-        (tmp_path / "vectors/new.safetensors").write_bytes(vector("new", 50))
-        (tmp_path / "vectors/calm.safetensors").write_bytes(
-            artefact("vector", CALM, {"layer.3": HONEST_ROWS["layer.1"]})
-        )
-        (tmp_path / "vectors/honest.safetensors").unlink()
-        shutil.rmtree(tmp_path / "saes/bare")
-        changes = (await http.post(RELOAD, headers=HEADERS)).json()
-        assert changes == {
-            "object": "registry.reload",
-            "vectors": {"added": ["new"], "replaced": ["calm"], "removed": ["honest"]},
-            "probes": {"added": [], "replaced": [], "removed": []},
-            "saes": {"added": [], "replaced": [], "removed": ["bare"]},
-        }
-        before = (await http.get(VECTORS)).json()
-        (tmp_path / "vectors/more.safetensors").write_bytes(vector("more", 51))
-        (tmp_path / "vectors/broken.safetensors").write_bytes(vector("broken", 51)[:-8])
-        assert "broken" in assert_refused(await http.post(RELOAD, headers=HEADERS), None, 409)["message"]
-        assert (await http.get(VECTORS)).json() == before
-        assert "broken" in (await http.get("/v1/capabilities")).json()["reload_error"]
-        (tmp_path / "vectors/broken.safetensors").unlink()
-        # A default probe is never taken from under the server.
-        (tmp_path / "probes/risk.safetensors").unlink()
-        assert "risk" in assert_refused(await http.post(RELOAD, headers=HEADERS), None, 409)["message"]
-        (tmp_path / "probes/risk.safetensors").write_bytes(artefact("probe", RISK, RISK_ROWS))
-        assert (await http.post(RELOAD, headers=HEADERS)).json()["vectors"]["added"] == ["more"]
-        assert (await http.get("/v1/capabilities")).json()["reload_error"] is None
-
-
-async def test_what_presets_and_monitors_need_is_not_given_up(tmp_path: Path) -> None:
-    presets, monitors = tmp_path / "presets.json", tmp_path / "monitors.json"
-    presets.write_text(json.dumps({"calmly": {"steering": [{"vector": "calm"}]}}))
-    monitors.write_text(json.dumps({"watched": {"sae": "features", "feature": 1}}))
-    config = write_all(tmp_path / "given", presets=str(presets), monitors=str(monitors))
-    async with connect(FakeServer(config)) as http:
-        client = Client(http)
-        for path in (f"{VECTORS}/calm", f"{SAES}/features", "/v1/probes/watched"):
-            assert_refused(await http.delete(path, headers=HEADERS), None, 409)
-            assert (await http.get(path)).status_code == 200
-        named = artefact("probe", {**RISK, "name": "watched"}, RISK_ROWS)
-        assert_refused(await post(client, "/v1/probes", named, replace=True), None, 409)
-        (tmp_path / "given/vectors/calm.safetensors").unlink()
-        assert "calmly" in assert_refused(await http.post(RELOAD, headers=HEADERS), None, 409)["message"]
-        # Another of that name will do.
-        assert (await post(client, VECTORS, vector("calm", 53), replace=True)).status_code == 200
-        assert (await http.post(RELOAD, headers=HEADERS)).status_code == 200
-
-
-async def until(registry: Registry, name: str, there: bool) -> None:
-    for _ in range(200):
-        if (name in registry.catalogue.vectors) == there:
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"{name} {'did not come' if there else 'is still there'}")
-
-
-async def test_changes_in_folders_are_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    registry = Registry(write_all(tmp_path, uploads=str(tmp_path / "uploads")), SHAPE)
-    watching = asyncio.create_task(watch(registry, 0.02))
-    try:
-        path = tmp_path / "vectors/new.safetensors"
-        whole = vector("new", 50)
-        path.write_bytes(whole[:-8])
-        for _ in range(200):
-            if registry.reload_error is not None:
-                break
-            await asyncio.sleep(0.02)
-        assert "new.safetensors" in str(registry.reload_error)
-        assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
-        path.write_bytes(whole)
-        await until(registry, "new", True)
-        assert registry.reload_error is None
-        # What another server of the same uploads takes and deletes.
-        other = Registry(write_all(tmp_path / "again", uploads=str(tmp_path / "uploads")), SHAPE)
-        with other.uploads.staged() as staged:
-            staged.write_bytes(vector("theirs", 51))
-            other.add("vectors", other.read_upload("vectors", staged), staged)
-        await until(registry, "theirs", True)
-        other.remove("vectors", "calm")
-        await until(registry, "calm", False)
-    finally:
-        watching.cancel()
-
-
 def test_a_folder_that_cannot_keep_uploads_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(StartupError, match="cannot keep uploads"):
@@ -340,3 +224,68 @@ def test_a_folder_that_cannot_keep_uploads_stops_the_start(tmp_path: Path) -> No
     (tmp_path / "uploads/deleted/vectors/calm.json").write_text("{")
     with pytest.raises(StartupError, match="does not say what was deleted"):
         Registry(config, SHAPE)
+
+
+def test_servers_that_share_uploads_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    one, other = (
+        Registry(write_all(tmp_path / name, uploads=str(tmp_path / "uploads")), SHAPE) for name in ("one", "other")
+    )
+    store(one, vector("new", 50))
+    with pytest.raises(ConflictError, match="other content"):
+        store(other, vector("new", 51))
+    store(other, vector("new", 51), replaces=True)
+    # What one deletes has been replaced meanwhile: both know of one name only.
+    digest = other.catalogue.vectors["new"].digest
+    with pytest.raises(ConflictError):
+        store(one, vector("new", 50))
+    assert one.catalogue.vectors["new"].digest == digest
+    one.remove("vectors", "new")
+    with pytest.raises(NotFound):
+        other.remove("vectors", "new")
+    # Content that the other server still believes in is kept all the same.
+    store(one, vector("again", 52))
+    store(other, vector("again", 52))
+    one.remove("vectors", "again")
+    store(other, vector("again", 52))
+    other.reload()
+    assert "again" in other.catalogue.vectors
+
+
+def test_an_upload_of_what_a_folder_has_stays_when_the_folder_loses_it(tmp_path: Path) -> None:
+    registry = Registry(write_all(tmp_path, uploads=str(tmp_path / "uploads")), SHAPE)
+    store(registry, artefact("vector", CALM, CALM_ROWS))
+    (tmp_path / "vectors/calm.safetensors").unlink()
+    assert registry.reload()["vectors"] == {"added": [], "replaced": [], "removed": []}
+    assert "calm" in registry.catalogue.vectors
+
+
+@pytest.mark.parametrize("key", ["", " ", " a-key", "a-key\n"])
+def test_a_key_that_everybody_has_is_none(key: str) -> None:
+    with pytest.raises(StartupError, match="admin key"):
+        ServerConfig(admin_key=key)
+
+
+def test_what_a_killed_server_left_is_removed_and_folders_are_made_again(tmp_path: Path) -> None:
+    config = write_all(tmp_path, uploads=str(tmp_path / "uploads"))
+    registry = Registry(config, SHAPE)
+    old, young = (tmp_path / "uploads/incoming" / name for name in ("old.safetensors", "young.safetensors"))
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    Registry(config, SHAPE)
+    assert (old.exists(), young.exists()) == (False, True)
+    shutil.rmtree(tmp_path / "uploads")
+    assert registry.reload()["vectors"]["removed"] == []
+    store(registry, vector("new", 50))
+    assert (tmp_path / "uploads/vectors/new.safetensors").exists()
+
+
+async def test_a_disk_that_takes_nothing_registers_nothing(
+    server: FakeServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(server.app.state.pilothouse.registry.uploads, "keep", full)
+    assert "No space" in assert_refused(await post(client, VECTORS, vector("new", 50)), None, 503)["message"]
+    assert_refused(await client.http.get(f"{VECTORS}/new"), None, 404)

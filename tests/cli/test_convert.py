@@ -251,6 +251,9 @@ def test_serve_keeps_places_so_that_it_can_look_there_again(tmp_path: Path, monk
     here = str(tmp_path / "vectors")
     assert serve._folders([*elsewhere, "vectors", f"file://{here}"], []) == (*elsewhere, here, here)
     assert serve._folders(None, [tmp_path]) == (str(tmp_path),)
+    assert serve._here("uploads") == str(tmp_path / "uploads")
+    with pytest.raises(StartupError, match="on this machine"):
+        serve._here("s3://bucket/uploads")
 
 
 def test_what_is_not_there_stops_the_start(on_hub: Path) -> None:

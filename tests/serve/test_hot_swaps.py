@@ -39,6 +39,7 @@ def test_every_answer_under_load_is_that_of_the_content_it_names(
         print(f"\n{N_SWAPS} swaps, {len(swaps.answers)} answers with {len(seen)} vectors in {len(mixed)} combinations")
     assert len(seen) > 30, "most contents were replaced before anybody used them: the test shows little"
     assert len(mixed) > len(seen)
+    assert any(edit["tokens_from_cache"] for c in swaps.answers for edit in c["steering"]), "no cached block was met"
     remove_all(server)
     metrics = server.get("/metrics").text
     assert not [line for line in metrics.splitlines() if line.startswith("pilothouse_engine_gaps_total{")]

@@ -362,3 +362,16 @@ def test_broken_files_end_in_an_artefact_error(make_sae: Make, broken: str, cont
     with pytest.raises(ArtefactError, match="sae"):
         load_sae(folder)
     shutil.rmtree(folder)
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_refused(make_sae: Make) -> None:
+    folder, written = make_sae()
+    sae = load_sae(folder)
+    other = folder / "other"
+    other.write_bytes((folder / "sae_weights.safetensors").read_bytes()[:-4] + b"\0\0\0\0")
+    other.replace(folder / "sae_weights.safetensors")
+    with pytest.raises(ArtefactError, match="was changed while it was read"):
+        _ = sae.digest
+    # Its rows are those of the file that was opened.
+    for feature in range(D_SAE):
+        assert sae.decoder_row(feature).tolist() == written.W_dec[feature].tolist()

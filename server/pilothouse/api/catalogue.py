@@ -1,5 +1,7 @@
 """What a server can steer with and read at one moment: vectors, probes and SAEs by name."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -53,14 +55,24 @@ class Catalogue:
         """The cards of one kind, by name."""
         return [card_of(kind, name, entry) for name, entry in sorted(self.entries(kind).items())]
 
-    def digests(self, kind: Kind) -> dict[str, str]:
-        """The content digests of one kind by name."""
-        return {name: digest_of(entry) for name, entry in self.entries(kind).items()}
+    def contents(self, kind: Kind) -> dict[str, str]:
+        """What `content_of` says of each artefact of one kind, by name."""
+        return {name: content_of(entry) for name, entry in self.entries(kind).items()}
 
 
 def digest_of(entry: Entry) -> str:
     """The digest of an artefact's content, ``sha256:...``."""
     return entry.version if isinstance(entry, Probe) else entry.digest
+
+
+def content_of(entry: Entry) -> str:
+    """SHA-256 over all that an artefact says: numbers, card and, of an SAE, where it belongs."""
+    place: list[Any] = []
+    if isinstance(entry, Sae):
+        largest = None if entry.max_acts is None else hashlib.sha256(entry.max_acts.tobytes()).hexdigest()
+        place = [entry.layer, entry.model, entry.settings, largest]
+    said = json.dumps([digest_of(entry), dict(entry.card), place], sort_keys=True, default=str)
+    return hashlib.sha256(said.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def card_of(kind: Kind, name: str, entry: Entry) -> dict[str, Any]:

@@ -31,7 +31,8 @@ class TooLargeError(PilothouseError):
 
 
 class BusyError(PilothouseError):
-    """The engine did not get round to an administrative request in time, and nothing was changed: HTTP 503."""
+    """An administrative request that the engine, the registry or the disk could not take, so nothing was changed: HTTP
+    503."""
 
 
 def status_of(error: PilothouseError) -> int:

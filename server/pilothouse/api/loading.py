@@ -6,13 +6,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pilothouse.api.catalogue import KINDS, Catalogue, Entry, Kind, digest_of
+from pilothouse.api.catalogue import KINDS, Catalogue, Entry, Kind, content_of
 from pilothouse.api.uploads import Uploads
 from pilothouse.core.config import ServerConfig
 from pilothouse.core.errors import ArtefactError, StartupError
 from pilothouse.core.foreign import PICKLE_SUFFIXES
 from pilothouse.core.places import local_path
 from pilothouse.core.sites import ModelShape
+from pilothouse.core.url_errors import masked
 from pilothouse.probing import load_probe, load_probes
 from pilothouse.steering import load_saes, load_vector, load_vectors
 
@@ -28,7 +29,7 @@ def places(config: ServerConfig, kind: Kind) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What there is; configured: by kind the digests of what the configured places have, deleted or not, by name."""
+    """What there is; configured: by kind and name what the configured places have (`content_of`), deleted or not."""
 
     catalogue: Catalogue
     configured: Mapping[Kind, Mapping[str, str]]
@@ -44,7 +45,7 @@ def load_catalogue(config: ServerConfig, shape: ModelShape, uploads: Uploads) ->
     for kind in KINDS:
         deleted = uploads.deleted(kind)
         found = _load_all(kind, places(config, kind), shape)
-        configured[kind] = {name: digest_of(entry) for name, entry in found.items()}
+        configured[kind] = {name: content_of(entry) for name, entry in found.items()}
         kept = {name: entry for name, entry in found.items() if deleted.get(name) != configured[kind][name]}
         uploaded = _load_all(kind, (str(uploads.folder(kind)),), shape)
         catalogue = catalogue.with_entries(kind, {**kept, **uploaded})
@@ -62,21 +63,21 @@ def check_entry(where: str, entry: Entry, shape: ModelShape) -> None:
 def _load_all(kind: Kind, paths: tuple[str, ...], shape: ModelShape) -> Mapping[str, Any]:
     found: dict[str, Entry] = {}
     for path in paths:
-        place = local_path(path)
+        place, shown = local_path(path), masked(path)
         if not place.exists():
-            raise StartupError(f"{path}: there is no such file or folder to load {_TITLES[kind]}s from")
+            raise StartupError(f"{shown}: there is no such file or folder to load {_TITLES[kind]}s from")
         entries = _read(kind, place)
         if not entries and kind != "saes" and (foreign := _foreign(place)):
             raise StartupError(
-                f"{path}: there is no {_TITLES[kind]} in our own format here, but there is {foreign}: "
+                f"{shown}: there is no {_TITLES[kind]} in our own format here, but there is {foreign}: "
                 "`pilothouse vectors convert` and `pilothouse probes convert` make one of it"
             )
         for name, entry in entries.items():
-            check_entry(path, entry, shape)
+            check_entry(shown, entry, shape)
             # Digests of large files are taken here, once, rather than under the first request that needs one.
-            content = digest_of(entry)
-            if name in found and digest_of(found[name]) != content:
-                raise StartupError(f"{path}: {_TITLES[kind]} {name!r} was loaded before with other content")
+            content = content_of(entry)
+            if name in found and content_of(found[name]) != content:
+                raise StartupError(f"{shown}: {_TITLES[kind]} {name!r} was loaded before with other content")
             found[name] = entry
     return MappingProxyType(found)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pilothouse.api.catalogue import KINDS, Catalogue, Entry, Kind, card_of, digest_of
-from pilothouse.api.errors import ConflictError
+from pilothouse.api.catalogue import KINDS, Catalogue, Entry, Kind, card_of, content_of, digest_of
+from pilothouse.api.errors import BusyError, ConflictError
 from pilothouse.api.features import watched_feature
 from pilothouse.api.loading import check_entry, load_catalogue, places
 from pilothouse.api.names import quote
@@ -17,10 +17,14 @@ from pilothouse.api.uploads import Uploads
 from pilothouse.core.artefact import read_artefact
 from pilothouse.core.config import ServerConfig
 from pilothouse.core.errors import ArtefactError, BadRequest, PilothouseError, StartupError
-from pilothouse.core.places import signature
+from pilothouse.core.places import is_on_hub, is_url, local_path, signature
 from pilothouse.core.sites import ModelShape
+from pilothouse.core.url_errors import masked
 from pilothouse.probing import Probe, probe_from_bytes
 from pilothouse.steering import sae_from_upload, vector_from_bytes
+
+PATIENCE = 60.0
+"""Seconds that a change waits for another, which may be fetching from far away."""
 
 Check = Callable[[Catalogue], None]
 """Raises StartupError or BadRequest for a catalogue that the server's own configuration cannot do with."""
@@ -38,6 +42,7 @@ class Registry:
         self._monitors = load_monitors(config.monitors)
         self._checks: list[Check] = [_check_default_probes]
         self._changing = threading.Lock()
+        self._seen = self.uploads.signature()
         self._loaded = load_catalogue(config, shape, self.uploads)
         self._artefacts = self._loaded.catalogue
         self.catalogue = self._tried(self._artefacts)
@@ -71,7 +76,7 @@ class Registry:
         if kind == "probes" and entry.name in self._monitors:
             raise ConflictError(f"{quote(entry.name)} is a monitor of this server, watching a feature")
         old = self._artefacts.entries(kind).get(entry.name)
-        if old is not None and not replaces and not _same(old, entry):
+        if old is not None and not replaces and content_of(old) != content_of(entry):
             raise ConflictError(
                 f"{quote(entry.name)} is registered with other content: delete it first, or add ?replace=true"
             )
@@ -82,14 +87,17 @@ class Registry:
         The same content again changes nothing. A request that was made before a name got other content ends as it
         began: plans hold content, not names.
         """
-        with self._changing:
+        with self._turn():
+            self._catch_up()
             self.check_free(kind, entry, replaces)
             present = self._artefacts.entries(kind)
             old = present.get(entry.name)
-            if old is None or not _same(old, entry):
-                with self._change(self._artefacts.with_entries(kind, {**present, entry.name: entry})):
-                    self.uploads.keep(kind, entry.name, staged)
-                    self.uploads.undelete(kind, entry.name)
+            if old is not None and content_of(old) == content_of(entry):
+                entry = old
+            with self._change(self._artefacts.with_entries(kind, {**present, entry.name: entry})):
+                # Kept even where a configured folder has the same: that folder may lose it.
+                self.uploads.keep(kind, entry.name, staged)
+                self.uploads.undelete(kind, entry.name)
         return card_of(kind, entry.name, entry)
 
     def remove(self, kind: Kind, name: str) -> dict[str, Any]:
@@ -97,7 +105,8 @@ class Registry:
 
         Requests that already hold it end as they began. ConflictError where the server's configuration needs it.
         """
-        with self._changing:
+        with self._turn():
+            self._catch_up()
             card = self.catalogue.card(kind, name)
             if kind == "probes" and name in self._monitors:
                 raise ConflictError(f"{quote(name)} is a monitor of this server and cannot be deleted")
@@ -114,22 +123,40 @@ class Registry:
 
         ConflictError, and nothing changed, when what is there now could not be started with.
         """
-        with self._changing:
+        with self._turn():
             before = self._artefacts
-            try:
-                loaded = load_catalogue(self._config, self.shape, self.uploads)
-                catalogue = self._tried(loaded.catalogue)
-            except (PilothouseError, OSError) as error:
-                self.reload_error = str(error)
-                raise ConflictError(f"nothing was reloaded, the registry is as it was: {error}") from None
-            self.catalogue, self._artefacts, self._loaded = catalogue, loaded.catalogue, loaded
-            self.reload_error = None
-            return {kind: _difference(before.digests(kind), self._artefacts.digests(kind)) for kind in KINDS}
+            self._reload()
+            return {kind: _difference(before.contents(kind), self._artefacts.contents(kind)) for kind in KINDS}
 
     def signature(self) -> tuple[str, ...]:
         """Changes whenever `reload` may find something new. ArtefactError when a place cannot be looked at."""
         configured = [place for kind in KINDS for place in places(self._config, kind)]
-        return tuple(signature(place) for place in (*configured, *self.uploads.watched))
+        return (*(signature(_whole(place)) for place in configured), self.uploads.signature())
+
+    def _reload(self) -> None:
+        seen = self.uploads.signature()
+        try:
+            loaded = load_catalogue(self._config, self.shape, self.uploads)
+            catalogue = self._tried(loaded.catalogue)
+        except (PilothouseError, OSError) as error:
+            self.reload_error = masked(str(error))
+            raise ConflictError(f"nothing was reloaded, the registry is as it was: {self.reload_error}") from None
+        self.catalogue, self._artefacts, self._loaded, self._seen = catalogue, loaded.catalogue, loaded, seen
+        self.reload_error = None
+
+    def _catch_up(self) -> None:
+        """Read all again when another server has changed the uploads; ConflictError when that cannot be."""
+        if self.uploads.signature() != self._seen:
+            self._reload()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        if not self._changing.acquire(timeout=PATIENCE):
+            raise BusyError("the registry is being read again: nothing was changed, try once more")
+        try:
+            yield
+        finally:
+            self._changing.release()
 
     @contextmanager
     def _change(self, artefacts: Catalogue) -> Iterator[None]:
@@ -139,8 +166,11 @@ class Registry:
             catalogue = self._tried(artefacts)
         except (StartupError, BadRequest) as error:
             raise ConflictError(f"this server's configuration does not allow that: {error}") from None
-        yield
-        self.catalogue, self._artefacts = catalogue, artefacts
+        try:
+            yield
+        except OSError as error:
+            raise BusyError(f"the uploads folder does not take the change: {error.strerror or error}") from None
+        self.catalogue, self._artefacts, self._seen = catalogue, artefacts, self.uploads.signature()
 
     def _tried(self, artefacts: Catalogue) -> Catalogue:
         """The catalogue of these artefacts, monitors included, that has passed all checks."""
@@ -150,8 +180,12 @@ class Registry:
         return catalogue
 
 
-def _same(one: Entry, other: Entry) -> bool:
-    return digest_of(one) == digest_of(other) and one.card == other.card
+def _whole(place: str) -> str:
+    """What to look at for changes of `place`: beside a file on this machine lie others that are read with it."""
+    if is_on_hub(place) or is_url(place):
+        return place
+    path = local_path(place)
+    return str(path.parent if path.is_file() else path)
 
 
 def _check_default_probes(catalogue: Catalogue) -> None:

@@ -102,9 +102,12 @@ async def _receive(request: Request, path: Path, largest: int) -> None:
                 size += len(chunk)
                 if size > largest:
                     raise too_large
-                file.write(chunk)
+                # Not on the event loop: the disk may be far away, and every stream would wait for it.
+                await run_in_threadpool(file.write, chunk)
     except ClientDisconnect:
         raise BadRequest("the client left before the end of its upload") from None
+    except OSError as error:
+        raise BusyError(f"the uploads folder does not take the file: {error.strerror or error}") from None
 
 
 def _largest(kind: Kind, state: ApiState) -> int:

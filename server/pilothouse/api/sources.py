@@ -72,15 +72,15 @@ class Sources:
         _require_feature(sae, entry.feature, where)
         name = f"{sae.name}/{entry.feature}"
         try:
-            # The largest activation may come from a file of its own, which the digest does not cover.
-            key = f"{name}|{sae.digest}|{sae.max_act(entry.feature)}".encode()
+            # Not by digest, which does not cover all that a feature's numbers come from: layer, biases, statistics.
+            key = f"{sae.serial}|{entry.feature}".encode()
             return self._watched.get(key, lambda: watched_feature(name, sae, entry.feature, adhoc=True))
         except ArtefactError as error:
             raise BadRequest(str(error), f"{where}.feature") from None
 
     def _feature(self, sae: Sae, feature: int, reads: bool, where: str) -> Source:
         _require_feature(sae, feature, where)
-        key = f"sae|{sae.digest}|{feature}"
+        key = f"sae|{sae.serial}|{feature}"
         try:
             direction = self._adhoc.get(
                 f"{key}|decoder".encode(), lambda: Direction({sae.layer: sae.decoder_row(feature)})
@@ -98,7 +98,7 @@ class Sources:
         except ArtefactError as error:
             raise BadRequest(str(error), where) from None
         found, encoder = readable_feature(sae, feature)
-        key = f"sae|{sae.digest}|{feature}|encoder".encode()
+        key = f"sae|{sae.serial}|{feature}|encoder".encode()
         direction = self._adhoc.get(key, lambda: Direction({sae.layer: encoder}))
         return Reader(direction, found.bias, found.threshold)
 

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
 import weakref
 from collections.abc import Iterator
@@ -18,9 +19,12 @@ from pathlib import Path
 from pilothouse.api.catalogue import KINDS, Kind
 from pilothouse.core.artefact import check_name
 from pilothouse.core.errors import StartupError
+from pilothouse.core.places import signature
 
 SUFFIX = ".safetensors"
 MARK = ".json"
+ABANDONED = 24 * 3600
+"""Seconds after which nobody is still sending an upload."""
 
 
 class Uploads:
@@ -34,14 +38,19 @@ class Uploads:
         else:
             self.root = Path(root)
         try:
-            for kind in KINDS:
-                self.folder(kind).mkdir(parents=True, exist_ok=True)
-                self._deleted(kind).mkdir(parents=True, exist_ok=True)
-            self._incoming.mkdir(exist_ok=True)
+            self.make()
+            self._clear()
         except OSError as error:
             raise StartupError(f"{self.root} cannot keep uploads: {error.strerror}") from None
         if not os.access(self._incoming, os.W_OK):
             raise StartupError(f"{self.root} cannot keep uploads: it is not writable")
+
+    def make(self) -> None:
+        """See that all folders are there: cleaners of temporary files take empty ones away."""
+        for kind in KINDS:
+            self.folder(kind).mkdir(parents=True, exist_ok=True)
+            self._deleted(kind).mkdir(parents=True, exist_ok=True)
+        self._incoming.mkdir(exist_ok=True)
 
     def folder(self, kind: Kind) -> Path:
         """Where the uploads of one kind are."""
@@ -50,6 +59,7 @@ class Uploads:
     @contextmanager
     def staged(self) -> Iterator[Path]:
         """A path for an upload that has not been accepted; what is still there at the end of the block is removed."""
+        self.make()
         path = self._incoming / f"{uuid.uuid4().hex}{SUFFIX}"
         try:
             yield path
@@ -58,6 +68,7 @@ class Uploads:
 
     def keep(self, kind: Kind, name: str, staged: Path) -> Path:
         """Make a staged file the upload of that name, in the place of an earlier one; its path."""
+        self.make()
         path = self._path(kind, name)
         staged.replace(path)
         return path
@@ -68,6 +79,7 @@ class Uploads:
 
     def delete(self, kind: Kind, name: str, digest: str) -> None:
         """Hide what configured folders have under that name, for as long as its content has this digest."""
+        self.make()
         partial = self._incoming / uuid.uuid4().hex
         partial.write_text(json.dumps({"digest": digest}), encoding="utf-8")
         partial.replace(self._deleted(kind) / f"{check_name(name)}{MARK}")
@@ -86,10 +98,16 @@ class Uploads:
                 raise StartupError(f"{path} does not say what was deleted: {error}") from None
         return found
 
-    @property
-    def watched(self) -> tuple[str, ...]:
-        """The folders in which accepted changes show."""
-        return (*(str(self.folder(kind)) for kind in KINDS), str(self.root / "deleted"))
+    def signature(self) -> str:
+        """Changes with every change that was accepted, whichever server made it."""
+        self.make()
+        return " ".join(signature(str(path)) for path in (*map(self.folder, KINDS), self.root / "deleted"))
+
+    def _clear(self) -> None:
+        """Remove what servers left that were killed while they took an upload."""
+        for path in self._incoming.iterdir():
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                path.unlink(missing_ok=True)
 
     def _path(self, kind: Kind, name: str) -> Path:
         # Names come from cards: the pattern has no separators, and a leading dot is not allowed.

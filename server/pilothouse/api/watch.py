@@ -5,6 +5,7 @@ import logging
 
 from pilothouse.api.registry import Registry
 from pilothouse.core.errors import PilothouseError
+from pilothouse.core.url_errors import masked
 
 logger = logging.getLogger(__name__)
 
@@ -24,12 +25,15 @@ async def watch(registry: Registry, seconds: float) -> None:
             if found != seen:
                 _tell(await asyncio.to_thread(registry.reload))
                 seen = found
+            registry.reload_error = None
             complaint = ""
         except PilothouseError as error:
+            registry.reload_error = masked(str(error))
             if str(error) != complaint:
                 logger.error("The registry could not be read again: %s", error)
             complaint = str(error)
-        except Exception:
+        except Exception as error:
+            registry.reload_error = f"{type(error).__name__}, see the server's log"
             logger.exception("The registry could not be read again")
 
 

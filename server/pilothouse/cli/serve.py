@@ -16,6 +16,7 @@ from pilothouse.core.config import CONFIG_ENV, EngineLayout, Limits, ServerConfi
 from pilothouse.core.errors import StartupError
 from pilothouse.core.places import is_on_hub, is_url, local_path
 from pilothouse.core.sites import ModelShape
+from pilothouse.core.url_errors import masked
 from pilothouse.harbor.paths import model_dir, monitors_file, probes_dir, saes_dir, vectors_dir
 
 CONTEXT: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -43,7 +44,7 @@ def serve(
         str | None, typer.Option(envvar="PILOTHOUSE_ADMIN_KEY", help="Key for uploading and deleting artefacts.")
     ] = None,
     uploads: Annotated[
-        Path | None, typer.Option(help="Folder that keeps what is uploaded and deleted; else it ends with the server.")
+        str | None, typer.Option(help="Folder that keeps what is uploaded and deleted; else it ends with the server.")
     ] = None,
     reload_seconds: Annotated[
         float, typer.Option(min=0, help="Look for changed artefacts every so often; 0: only POST /v1/registry/reload.")
@@ -89,7 +90,7 @@ def serve(
         default_probes=tuple(name for name in default_probes.split(",") if name),
         presets=_file(presets or (harbor_presets(layout, limits) if own else None)),
         monitors=_file(monitors or (monitors_file() if own else None)),
-        uploads=None if uploads is None else os.path.abspath(uploads),
+        uploads=_here(uploads),
         reload_seconds=reload_seconds,
         admin_key=admin_key,
         limits=limits,
@@ -111,6 +112,12 @@ def _layers(text: str) -> tuple[int, ...] | None:
         return tuple(sorted({int(layer) for layer in text.split(",")}))
     except ValueError:
         raise StartupError(f"--sites takes layer numbers joined by commas, or all; not {text!r}") from None
+
+
+def _here(folder: str | None) -> str | None:
+    if folder is not None and (is_on_hub(folder) or is_url(folder)):
+        raise StartupError(f"--uploads takes a folder on this machine, or mounted there, not {masked(folder)!r}")
+    return None if folder is None else os.path.abspath(local_path(folder))
 
 
 def _file(path: Path | None) -> str | None:

@@ -112,6 +112,8 @@ class ServerConfig:
     self_test: bool = True
 
     def __post_init__(self) -> None:
+        if self.admin_key is not None and (not self.admin_key or self.admin_key != self.admin_key.strip()):
+            raise StartupError("an admin key must not be empty, nor begin or end with a blank")
         if self.max_results < 0:
             raise StartupError(f"max_results must be at least 0, not {self.max_results}")
         if not 0 <= self.reload_seconds < math.inf:

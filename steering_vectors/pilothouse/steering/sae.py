@@ -1,11 +1,12 @@
 """A sparse autoencoder, as far as steering needs it: its features, one by one, in terms of the raw residual stream."""
 
 import hashlib
+import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -13,6 +14,20 @@ from pilothouse.core.artefact import check_fits
 from pilothouse.core.errors import ArtefactError, BadRequest
 from pilothouse.core.sites import Float32, ModelShape
 from pilothouse.steering.sae_rows import Encoder, Rows
+
+
+class FileState(NamedTuple):
+    """By what a file is known to be the same: inode, bytes, and nanoseconds of its last change."""
+
+    inode: int
+    size: int
+    changed: int
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Of the file that is there now; OSError where there is none."""
+        stat = path.stat()
+        return cls(stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +71,10 @@ class Sae:
     """The SAE divides each activation by its row's norm before decoding (`rescale_acts_by_decoder_norm`)."""
     settings: str = ""
     """What changes the rows' numbers and is not in the weights file, such as the factor of a normalisation."""
+    opened: FileState | None = None
+    """What the weights file was when it was opened; rows are read from that file, whatever lies there later."""
+    serial: int = field(default_factory=itertools.count().__next__)
+    """Which loading it comes from: no other one's, even where files and name are the same."""
 
     def __post_init__(self) -> None:
         assert (self.encoder is None) == (self.why_not_read is not None)
@@ -94,12 +113,19 @@ class Sae:
 
     @cached_property
     def digest(self) -> str:
-        """``sha256:`` of the weights file, and of `settings` where there are any; read in full the first time."""
+        """``sha256:`` of the weights file, and of `settings` where there are any; read in full the first time.
+
+        ArtefactError when the file is no longer the one that was opened.
+        """
+        path = self.decoder.path
         try:
-            stat = self.decoder.path.stat()
-            content = _file_digest(self.decoder.path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            state = FileState.of(path)
+            content = _file_digest(path, state)
+            changed = {self.opened or state, state, FileState.of(path)} != {state}
         except OSError as error:
-            raise ArtefactError(f"{self.decoder.path} cannot be read: {error.strerror}") from None
+            raise ArtefactError(f"{path} cannot be read: {error.strerror}") from None
+        if changed:
+            raise ArtefactError(f"{path} was changed while it was read")
         if self.settings:
             content = hashlib.sha256(f"{content} {self.settings}".encode()).hexdigest()
         return f"sha256:{content}"
@@ -110,7 +136,7 @@ class Sae:
 
 
 @lru_cache(maxsize=1024)
-def _file_digest(path: Path, inode: int, size: int, changed: int) -> str:
-    """SHA-256 of a file, read once while inode, size and time stay: a folder of SAEs may be loaded again often."""
+def _file_digest(path: Path, state: FileState) -> str:
+    """SHA-256 of a file, read once while its state stays: a folder of SAEs may be loaded again often."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

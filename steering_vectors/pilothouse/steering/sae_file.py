@@ -1,11 +1,12 @@
 """Loading of SAEs from files and folders of any format that `sae_formats` knows."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from pilothouse.core.errors import ArtefactError
-from pilothouse.steering.sae import Sae
+from pilothouse.steering.sae import FileState, Sae
 from pilothouse.steering.sae_formats.native import MATRICES, read_native, why_not
 from pilothouse.steering.sae_formats.registry import Found, detect_below, detect_one, has_weights, known_formats
 from pilothouse.steering.sae_formats.tensors import SafetensorsFile
@@ -79,4 +80,6 @@ def _check_rows(path: Path) -> None:
 
 def _load(found: Found) -> Sae:
     a_format, source = found
-    return a_format.load(source)
+    # Taken before the file is opened, so that one that is replaced meanwhile shows.
+    opened = FileState.of(source.weights) if source.weights.exists() else None
+    return replace(a_format.load(source), opened=opened)
