@@ -27,7 +27,7 @@ AT_ONCE = 8
 LAYERS = {"vectors": 1, "saes": 2, "probes": 4}
 N_FEATURES = 3
 PROMPTS = [
-    "What is the capital of Spain?" + " Well then, what is it, and why, and since when?" * n for n in (0, 1, 3, 3, 3)
+    "What is the capital of Spain?" + " Well then, what is it, and why, and since when?" * n for n in (0, 1, 24, 24, 24)
 ]
 """The longest fill blocks of the prefix cache, which the next content must not find."""
 
