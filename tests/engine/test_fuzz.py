@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from engine_support.fuzz import SEED_VARIABLE, Player, chosen_seed, each_scenario
 from engine_support.harness import Engine, Reference, tight_engine
-from engine_support.plants import PLANTS, Plant
+from engine_support.plants import PLANTS, RARE_PLANTS, Plant
 from engine_support.scenarios import Scenario
 
 pytestmark = pytest.mark.engine
@@ -60,7 +60,11 @@ def test_much_random_traffic_equals_hugging_face(
     assert tally.recomputed or which == "compiled_llama"
 
 
-@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)
+@pytest.mark.parametrize(
+    "plant",
+    [*PLANTS, *(pytest.param(plant, marks=pytest.mark.slow) for plant in RARE_PLANTS)],
+    ids=lambda plant: plant.__name__,
+)
 def test_a_planted_bug_is_found(plant: Plant, qwen3: Path, tight_qwen3: tuple[Engine, Reference]) -> None:
     found: list[AssertionError] = []
     played: list[Scenario] = []

@@ -247,14 +247,18 @@ PLANTS: tuple[Plant, ...] = (
     prompt_scores_without_those_that_were_kept,
     a_latch_that_lasts_one_step,
     a_latch_that_looks_at_another_column,
-    a_gate_that_looks_at_another_column,
-    a_chain_that_keeps_an_old_column,
     norms_that_are_not_kept,
-    a_gate_that_is_open_at_the_first_position,
-    a_latch_that_sees_the_first_position,
     a_chain_from_its_end,
     a_latch_behind_a_cached_prefix,
     a_stop_that_comes_late,
     a_chain_that_is_never_given_back,
     a_latch_that_outlives_its_request,
 )
+
+RARE_PLANTS: tuple[Plant, ...] = (
+    a_gate_that_looks_at_another_column,
+    a_chain_that_keeps_an_old_column,
+    a_gate_that_is_open_at_the_first_position,
+    a_latch_that_sees_the_first_position,
+)
+"""It takes dozens of scenarios until one of these shows."""
