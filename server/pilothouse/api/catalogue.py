@@ -18,6 +18,8 @@ Entry = Vector | Probe | Sae
 KINDS: tuple[Kind, ...] = ("vectors", "probes", "saes")
 OBJECTS: dict[Kind, str] = {"vectors": "steering_vector", "probes": "probe", "saes": "sae"}
 """What an entry's `object` says, as OpenAI's lists have it."""
+PATHS: dict[Kind, str] = {"vectors": "/v1/steering_vectors", "probes": "/v1/probes", "saes": "/v1/saes"}
+"""Where each kind is listed and uploaded."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pilothouse.api.catalogue import PATHS
 from pilothouse.api.errors import TooLargeError, error_response
 from pilothouse.api.names import reject_near_misses, used_fields
 from pilothouse.api.presets import SEPARATOR
@@ -19,8 +20,8 @@ from pilothouse.core.errors import BadRequest, PilothouseError
 MAX_BODY_BYTES = 64 * 1024 * 1024
 
 HONOURING = frozenset({"/v1/chat/completions", "/v1/completions"})
-_OWN = ("/v1/steering_vectors", "/v1/probes", "/v1/saes", "/v1/capabilities", "/v1/registry")
-_STREAMED = frozenset(_OWN[:3])
+_OWN = (*PATHS.values(), "/v1/capabilities", "/v1/registry")
+_STREAMED = frozenset(PATHS.values())
 """Uploads: their route checks the key before it takes the body, which may be larger than what is held in memory."""
 _GUARDED = (
     "/v1",

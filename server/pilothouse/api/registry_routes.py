@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from pilothouse.api.catalogue import Kind
+from pilothouse.api.catalogue import PATHS, Kind
 from pilothouse.api.errors import BusyError, TooLargeError
 from pilothouse.api.guard import MAX_BODY_BYTES
 from pilothouse.api.state import ApiState, state_of
@@ -17,7 +17,6 @@ from pilothouse.core.errors import BadRequest, Forbidden
 from pilothouse.probing import Probe
 from pilothouse.steering import Vector
 
-PATHS: dict[Kind, str] = {"vectors": "/v1/steering_vectors", "probes": "/v1/probes", "saes": "/v1/saes"}
 RELOAD = "/v1/registry/reload"
 DELIVERY_SECONDS = 120
 """An upload waits in the engine's queue like any request."""
