@@ -15,7 +15,7 @@ export DO_NOT_TRACK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test serve test test-all lint bench harbor clean
+.PHONY: help setup setup-test serve test test-all matrix lint bench harbor clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,14 +37,17 @@ lint: setup-test ## ruff, mypy --strict, import rules, Dockerfile
 	$(BIN)/hadolint Dockerfile
 
 # Tests reach no network: models are built or embedded, and LiteLLM takes the price list it brought.
-test test-all: export HF_HUB_OFFLINE := 1
-test test-all: export LITELLM_LOCAL_MODEL_COST_MAP := True
+test test-all matrix: export HF_HUB_OFFLINE := 1
+test test-all matrix: export LITELLM_LOCAL_MODEL_COST_MAP := True
 
 test: lint ## every check that takes seconds or a minute
 	$(BIN)/pytest -m "not slow" $(ARGS)
 
 test-all: lint ## the slow ones too
 	$(BIN)/pytest $(ARGS)
+
+matrix: setup-test ## every cell of tests/matrix; writes its manifest and the README's tables
+	PILOTHOUSE_MATRIX=write $(BIN)/pytest tests/matrix $(ARGS)
 
 bench: setup ## what steering and probing cost, against plain vLLM
 	@mkdir -p bench
