@@ -209,14 +209,14 @@ def a_latch_behind_a_cached_prefix(patch: pytest.MonkeyPatch) -> None:
 
 def a_stop_that_comes_late(patch: pytest.MonkeyPatch) -> None:
     """A gate that stops lets one more token through."""
-    right = scheduler._Held.look
+    right = scheduler.Held.look
 
     def look(held: Any, start: int, rows: Any) -> None:
         before = held.stop_at
         right(held, start, rows)
         held.stop_at += held.stop_at != before
 
-    patch.setattr(scheduler._Held, "look", look)
+    patch.setattr(scheduler.Held, "look", look)
 
 
 def a_chain_that_is_never_given_back(patch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,8 @@ RESERVED_KEYS = (PLAN_KEY, DIRECTIONS_KEY, NONCE_KEY)
 READING_KEY = "pilothouse.reading"
 ORDERS_ATTRIBUTE = "pilothouse_orders"
 READINGS_ATTRIBUTE = "pilothouse_readings"
+STAGE_KEY = "pilothouse_scores"
+"""Under which a pipeline stage hands the readouts of its layers to the next, beside the stream."""
 
 Payload = dict[int, bytes]
 """One direction: little-endian float32 bytes by layer."""
@@ -211,13 +213,14 @@ class StepOrders:
 class StepReadings:
     """What one step ran for the requests that have a plan: parallel lists, one entry a request.
 
-    Request k ran counts[k] positions from starts[k], edited[k] of them edited. The readouts of its last scored[k]
+    Request k ran counts[k] positions from starts[k]; edited[sum(counts[:k]):] says of each whether it was edited, for
+    the scheduler alone knows which of them were drafts that have been rejected. The readouts of its last scored[k]
     positions are rows sum(scored[:k]) onward of scores, [sum of scored, readout columns] float32.
     """
 
     request_ids: list[str]
     starts: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
-    edited: npt.NDArray[np.int64]
+    edited: npt.NDArray[np.bool_]
     scored: npt.NDArray[np.int64]
     scores: Float32

@@ -89,12 +89,35 @@ class Board:
         edited = np.logical_or(rows > 0, self._write_chains(token_lines, positions))
         self._step = _Step(request_ids, planned, counts, computed, offsets, edited, token_lines, positions)
 
+    def reset(self) -> None:
+        """Make ready for a run without requests: nothing is edited, and no sum goes on from an earlier run."""
+        self.reset_rows()
+        self.buffers.scores.zero_()
+
     def reset_rows(self) -> None:
-        """Make every token untouched; dummy runs, padding and graph capture rely on it."""
+        """Make every token untouched; padding relies on it."""
         if self._rows_set:
             self.buffers.rows[: self._rows_set].zero_()
             self._rows_set = 0
         self._reset_chains(0)
+
+    def take_over(self, scores: torch.Tensor | None) -> None:
+        """Begin a step behind an earlier pipeline stage, with the readouts [n_tokens, readouts] of its layers.
+
+        None where it read nothing. This stage's sites add to what is here, so what an earlier step left must go, also
+        from rows that are only padding.
+        """
+        self.buffers.scores.zero_()
+        if scores is not None:
+            self.buffers.scores[: len(scores)].copy_(scores, non_blocking=True)
+
+    def hand_on(self) -> torch.Tensor | None:
+        """What the next pipeline stage is to `take_over`; ends this stage's part of the step."""
+        step, self._step = self._step, None
+        if step is None:
+            return None
+        self.latches.update(self.buffers.scores)
+        return self.buffers.scores[: len(step.positions)].clone() if len(step.planned) else None
 
     def readings(self) -> StepReadings | None:
         """What the step just run gave for the requests that have a plan; None when there were none."""
@@ -116,14 +139,13 @@ class Board:
             return None
         read_from = self.spans.read_from[step.token_lines]
         wanted = step.positions >= read_from
-        edited = np.add.reduceat(step.edited.astype(np.int64), step.offsets)
         kept = np.add.reduceat(wanted.astype(np.int64), step.offsets)
         pick = step.planned
         readings = StepReadings(
             request_ids=[step.request_ids[i] for i in pick],
             starts=step.computed[pick],
             counts=step.counts[pick],
-            edited=edited[pick],
+            edited=step.edited[step.token_lines > 0],
             scored=kept[pick],
             scores=NO_SCORES,
         )

@@ -2,17 +2,19 @@
 
 Seams: the V1 `GPUModelRunner` of vllm/v1/worker/gpu_model_runner.py with its CPU subclass, and the V2 `GPUModelRunner`
 of vllm/v1/worker/gpu/model_runner.py (load_model, execute_model, sample_tokens, _dummy_run, capture_model of both;
-_prepare_inputs of V1, prepare_inputs of V2), held by contract tests.
+_prepare_inputs and sync_and_gather_intermediate_tensors of V1, prepare_inputs of V2), held by contract tests.
 """
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
+from vllm.distributed.parallel_state import get_pp_group
+from vllm.sequence import IntermediateTensors
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, AsyncModelRunnerOutput, ModelRunnerOutput
 
 from pilothouse.core.config import LAYOUT_KEY, EngineLayout
-from pilothouse.core.messages import ORDERS_ATTRIBUTE, READINGS_ATTRIBUTE
+from pilothouse.core.messages import ORDERS_ATTRIBUTE, READINGS_ATTRIBUTE, STAGE_KEY
 from pilothouse.engine.board import Board, PendingReadings
 from pilothouse.engine.placement import find_blocks, require_live_stream
 from pilothouse.engine.sites import install_sites
@@ -49,6 +51,7 @@ class SteeringRunner(_Base):
             dtype=dtype,
             max_tokens=self._pilothouse_max_tokens(),
             device=self.device,
+            first_stage=get_pp_group().is_first_rank,
         )
         self.pilothouse_blocks = blocks
         self.pilothouse_board = Board(layout, buffers, sites)
@@ -57,7 +60,12 @@ class SteeringRunner(_Base):
         orders = getattr(scheduler_output, ORDERS_ATTRIBUTE, None)
         if orders is not None:
             self.pilothouse_board.obey(orders)
-        return super().execute_model(scheduler_output, *args, **kwargs)
+        output = super().execute_model(scheduler_output, *args, **kwargs)
+        if isinstance(output, IntermediateTensors):
+            scores = self.pilothouse_board.hand_on()
+            if scores is not None:
+                output.tensors[STAGE_KEY] = scores
+        return output
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         output = super().sample_tokens(*args, **kwargs)
@@ -70,11 +78,11 @@ class SteeringRunner(_Base):
         return output
 
     def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:
-        self.pilothouse_board.reset_rows()
+        self.pilothouse_board.reset()
         return super()._dummy_run(*args, **kwargs)
 
     def capture_model(self, *args: Any, **kwargs: Any) -> Any:
-        self.pilothouse_board.reset_rows()
+        self.pilothouse_board.reset()
         return super().capture_model(*args, **kwargs)
 
     def _pilothouse_max_tokens(self) -> int:
@@ -86,6 +94,8 @@ class SteeringRunner(_Base):
 class SteeringRunnerV1(SteeringRunner):
     """For vLLM's V1 runner, the one that runs on CPU."""
 
+    intermediate_tensors: IntermediateTensors | None
+
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: np.ndarray) -> Any:
         prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
         batch = self.input_batch
@@ -93,9 +103,29 @@ class SteeringRunnerV1(SteeringRunner):
         self.pilothouse_board.map_tokens(batch.req_ids, num_scheduled_tokens.astype(np.int64), computed)
         return prepared
 
+    def sync_and_gather_intermediate_tensors(
+        self, num_tokens: int, intermediate_tensors: IntermediateTensors | None, sync_self: bool
+    ) -> IntermediateTensors:
+        if sync_self and intermediate_tensors is not None:
+            # vLLM copies every key that it finds here into a buffer of its own, and has none for this one.
+            self.pilothouse_board.take_over(intermediate_tensors.tensors.pop(STAGE_KEY, None))
+        if self.intermediate_tensors is None:
+            # vLLM makes it in the warm-up, which it leaves out for eager models on a CPU.
+            self.intermediate_tensors = self.model.make_empty_intermediate_tensors(
+                batch_size=self.max_num_tokens, dtype=self.model_config.dtype, device=self.device
+            )
+        return super().sync_and_gather_intermediate_tensors(num_tokens, intermediate_tensors, sync_self)
+
 
 class SteeringRunnerV2(SteeringRunner):
     """For vLLM's V2 runner, its default on GPU."""
+
+    def execute_model(
+        self, scheduler_output: Any, intermediate_tensors: IntermediateTensors | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        if intermediate_tensors is not None:
+            self.pilothouse_board.take_over(intermediate_tensors.tensors.get(STAGE_KEY))
+        return super().execute_model(scheduler_output, intermediate_tensors, *args, **kwargs)
 
     def prepare_inputs(self, *args: Any, **kwargs: Any) -> Any:
         batch: InputBatch = super().prepare_inputs(*args, **kwargs)

@@ -7,8 +7,8 @@ which of the two is wanted.
 """
 
 import logging
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -21,7 +21,6 @@ from pilothouse.core.messages import (
     READING_KEY,
     READINGS_ATTRIBUTE,
     ChainLoad,
-    Reading,
     ReadoutLoad,
     RequestOrders,
     SlotLoad,
@@ -29,11 +28,10 @@ from pilothouse.core.messages import (
     StepReadings,
     WirePlan,
     directions_decoder,
-    reading_encoder,
 )
 from pilothouse.core.plans import END
-from pilothouse.core.sites import Float32
 from pilothouse.engine.directions import DirectionStore
+from pilothouse.engine.holdings import Buffer, Held, Lack, Refusal
 from pilothouse.engine.prefix_cache import install_edit_keys, plan_of
 from pilothouse.engine.runner import layout_of
 from pilothouse.engine.score_store import BlockCollector, ScoreStore
@@ -50,65 +48,6 @@ PATIENCE = 200
 """Steps after which a request that waits for a slot or a column goes before all that would prolong its wait."""
 
 
-@dataclass
-class _Held:
-    """What a request holds from its admission until it is freed."""
-
-    plan: WirePlan
-    slot: int
-    chain_key: bytes
-    chain: int
-    columns: tuple[int, ...]
-    collector: BlockCollector | None
-    stop_at: int = END
-    stop_reason: str = ""
-
-    def look(self, start: int, rows: Float32) -> None:
-        """Note whether the readouts [n, readouts of the request] of positions [start, start + n) end the sequence."""
-        for stop in self.plan.stops:
-            seen, level = rows[:, stop.readout], np.float32(stop.level)
-            met = np.flatnonzero(seen > level if stop.above else seen < level) + start
-            met = met[(met >= stop.start) & (met < stop.stop)]
-            if len(met) and met[0] < self.stop_at:
-                self.stop_at, self.stop_reason = int(met[0]), f"probe:{stop.probe}"
-
-
-class _Lack(NamedTuple):
-    """For want of what a request must wait."""
-
-    slot: bool
-    chain: bool
-    columns: bool
-
-
-@dataclass(frozen=True)
-class _Refusal:
-    """When a waiting request was first refused, and what it lacked last."""
-
-    step: int
-    lack: _Lack
-
-
-@dataclass
-class _Buffer:
-    """Readings of a request since its last output."""
-
-    runs: list[tuple[int, int, int]] = field(default_factory=list)
-    score_runs: list[tuple[int, int]] = field(default_factory=list)
-    scores: list[bytes] = field(default_factory=list)
-    cached: int = 0
-
-    def add_scores(self, start: int, rows: Float32) -> None:
-        """Add the rows [n, readouts of the request] of positions [start, start + n)."""
-        self.score_runs.append((start, len(rows)))
-        self.scores.append(rows.tobytes())
-
-    def encode(self) -> bytes:
-        return reading_encoder.encode(
-            Reading(tuple(self.runs), tuple(self.score_runs), b"".join(self.scores), self.cached)
-        )
-
-
 class SteeringScheduler(_Base):
     """Mixed in front of vLLM's scheduler class."""
 
@@ -120,12 +59,12 @@ class SteeringScheduler(_Base):
         self.pilothouse_chains = SlotTable(layout.n_chains - 1)
         self.pilothouse_columns = SlotTable(layout.readouts)
         self.pilothouse_directions = DirectionStore()
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, Held] = {}
         self._pinned: dict[str, set[bytes]] = {}
-        self._refused: dict[str, _Refusal] = {}
+        self._refused: dict[str, Refusal] = {}
         self._reserved: list[str] = []
         self._retired: list[str] = []
-        self._buffers: dict[str, _Buffer] = {}
+        self._buffers: dict[str, Buffer] = {}
         self._scores = ScoreStore(self.hash_block_size)
 
     def add_request(self, request: Any) -> None:
@@ -162,20 +101,28 @@ class SteeringScheduler(_Base):
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         readings = getattr(model_runner_output, READINGS_ATTRIBUTE, None)
         if readings is not None:
-            self._buffer(readings)
+            self._buffer(readings, _rejected(scheduler_output, model_runner_output))
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         if self._buffers:
             self._attach(outputs)
         return outputs
 
-    def _update_request_with_output(self, request: Any, *args: Any, **kwargs: Any) -> tuple[list[int], bool]:
-        new_token_ids, stopped = super()._update_request_with_output(request, *args, **kwargs)
+    def _update_request_with_output(
+        self, request: Any, new_token_ids: list[int], *args: Any, **kwargs: Any
+    ) -> tuple[list[int], bool]:
         held = self._held.get(request.request_id)
-        if stopped or not new_token_ids or held is None or request.num_tokens < held.stop_at + 2:
-            return new_token_ids, stopped
-        request.status = RequestStatus.FINISHED_STOPPED
-        request.stop_reason = held.stop_reason
-        return new_token_ids, True
+        if held is not None and held.stop_at != END:
+            # Drafts may have been accepted past the token that is to be the last one.
+            new_token_ids = new_token_ids[: max(held.stop_at + 2 - request.num_tokens, 1)]
+        new_token_ids, stopped = super()._update_request_with_output(request, new_token_ids, *args, **kwargs)
+        if not stopped and new_token_ids and held is not None and request.num_tokens >= held.stop_at + 2:
+            request.status, request.stop_reason = RequestStatus.FINISHED_STOPPED, held.stop_reason
+            stopped = True
+        buffer = self._buffers.get(request.request_id)
+        if stopped and buffer is not None:
+            # Accepted drafts may lie behind the end; the last token itself is never fed back.
+            buffer.cut(request.num_tokens - 1)
+        return new_token_ids, stopped
 
     def _handle_blocked_waiting_request(self, request: Any) -> bool:
         if not super()._handle_blocked_waiting_request(request):
@@ -188,32 +135,32 @@ class SteeringScheduler(_Base):
         lack = self._lack(plan)
         if any(lack) or self._must_give_way(request.request_id, plan):
             since = self._refused[request.request_id].step if request.request_id in self._refused else self.current_step
-            self._refused[request.request_id] = _Refusal(since, lack)
+            self._refused[request.request_id] = Refusal(since, lack)
             return False
         self._refused.pop(request.request_id, None)
         self._held[request.request_id] = self._hold(plan)
         self._reserved.append(request.request_id)
         return True
 
-    def _lack(self, plan: WirePlan) -> _Lack:
+    def _lack(self, plan: WirePlan) -> Lack:
         """Of which tables `plan` could not have its places now."""
         columns = self.pilothouse_columns.places(plan.readouts)
         # Where a gate's column is not given out yet, no loaded chain can look at it.
         chain_keys = _chain_keys(plan, columns) if columns is not None else [b"new"] * bool(plan.chain)
-        return _Lack(
+        return Lack(
             slot=not self.pilothouse_slots.can_acquire([plan.slot] if plan.slot else []),
             chain=not self.pilothouse_chains.can_acquire(chain_keys),
             columns=not self.pilothouse_columns.can_acquire(plan.readouts),
         )
 
-    def _hold(self, plan: WirePlan) -> _Held:
+    def _hold(self, plan: WirePlan) -> Held:
         """Places for `plan` in all tables; call only when it lacks none."""
         slots = self.pilothouse_slots.acquire([plan.slot] if plan.slot else [])
         columns = self.pilothouse_columns.acquire(plan.readouts)
         chain_keys = _chain_keys(plan, columns)
         chains = self.pilothouse_chains.acquire(chain_keys)
         collector = BlockCollector(self._scores, plan.readouts) if _wants_prompt_scores(plan) else None
-        return _Held(
+        return Held(
             plan,
             slot=slots[0] if slots else 0,
             chain_key=chain_keys[0] if chains else b"",
@@ -233,7 +180,7 @@ class SteeringScheduler(_Base):
         refusal = self._refused[first]
         if self.current_step - refusal.step < PATIENCE:
             return False
-        wants = _Lack(bool(plan.slot), bool(plan.chain), bool(plan.readouts))
+        wants = Lack(bool(plan.slot), bool(plan.chain), bool(plan.readouts))
         return any(lacks and wanted for lacks, wanted in zip(refusal.lack, wants, strict=True))
 
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -287,7 +234,7 @@ class SteeringScheduler(_Base):
         held = self._held.get(request_id)
         if held is None or not n_computed:
             return
-        buffer = self._buffers.setdefault(request_id, _Buffer())
+        buffer = self._buffers.setdefault(request_id, Buffer())
         buffer.cached = max(buffer.cached, n_computed)
         if held.collector is not None:
             hashes = self.requests[request_id].block_hashes[: -(-n_computed // self.hash_block_size)]
@@ -295,7 +242,7 @@ class SteeringScheduler(_Base):
             if self._scores.covered(hashes, held.plan.readouts) == len(hashes):
                 rows = self._scores.take(hashes, held.plan.readouts)[:n_computed]
                 held.look(0, rows)
-                buffer.add_scores(0, rows)
+                buffer.scores.append((0, rows))
 
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
         """vLLM's, and the scores beside the cache: it is called when weights change."""
@@ -308,7 +255,7 @@ class SteeringScheduler(_Base):
         if raw is not None:
             self.pilothouse_directions.take(request.client_index, directions_decoder.decode(raw))
 
-    def _let_go(self, held: _Held) -> None:
+    def _let_go(self, held: Held) -> None:
         if held.plan.slot:
             self.pilothouse_slots.release([held.plan.slot])
         if held.chain_key:
@@ -346,20 +293,24 @@ class SteeringScheduler(_Base):
             return None
         return StepOrders(retired, forget, store.unsent(needed), tuple(slots), tuple(chains), tuple(readouts), requests)
 
-    def _buffer(self, readings: StepReadings) -> None:
-        ends = np.cumsum(readings.scored)
+    def _buffer(self, readings: StepReadings, rejected: Mapping[str, int]) -> None:
+        """Take in what a step ran; rejected: of how many draft tokens, the last ones of each request, it did so in
+        vain. They are not part of the sequence, so nothing of them is counted, looked at or sent."""
+        ends, begins = np.cumsum(readings.scored), np.cumsum(readings.counts) - readings.counts
         for k, request_id in enumerate(readings.request_ids):
             held = self._held.get(request_id)
             if held is None:
                 continue
-            buffer = self._buffers.setdefault(request_id, _Buffer())
-            start, count = int(readings.starts[k]), int(readings.counts[k])
-            buffer.runs.append((start, count, int(readings.edited[k])))
-            scored = int(readings.scored[k])
+            buffer = self._buffers.setdefault(request_id, Buffer())
+            surplus = rejected.get(request_id, 0)
+            start, count, begin = int(readings.starts[k]), int(readings.counts[k]) - surplus, int(begins[k])
+            buffer.runs.append((start, readings.edited[begin : begin + count]))
+            scored = max(int(readings.scored[k]) - surplus, 0)
             if scored:
-                rows = readings.scores[int(ends[k]) - scored : int(ends[k]), held.columns]
+                end = int(ends[k]) - surplus
+                rows = readings.scores[end - scored : end, held.columns]
                 held.look(start + count - scored, rows)
-                buffer.add_scores(start + count - scored, rows)
+                buffer.scores.append((start + count - scored, rows))
                 if held.collector is not None:
                     held.collector.add(start + count - scored, rows, self.requests[request_id].block_hashes)
 
@@ -372,6 +323,16 @@ class SteeringScheduler(_Base):
                     output.kv_transfer_params = {**(output.kv_transfer_params or {}), READING_KEY: buffer.encode()}
         for request_id in [r for r in self._buffers if r not in self.requests]:
             del self._buffers[request_id]
+
+
+def _rejected(scheduler_output: Any, model_runner_output: Any) -> dict[str, int]:
+    """How many of the draft tokens that a step verified were rejected, by request."""
+    rejected = {}
+    for request_id, drafts in scheduler_output.scheduled_spec_decode_tokens.items():
+        sampled = model_runner_output.sampled_token_ids[model_runner_output.req_id_to_index[request_id]]
+        # Where nothing was sampled, vLLM takes all as computed.
+        rejected[request_id] = len(drafts) + 1 - len(sampled) if sampled else 0
+    return rejected
 
 
 def _wants_prompt_scores(plan: WirePlan) -> bool:

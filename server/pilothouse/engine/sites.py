@@ -113,16 +113,20 @@ def install_sites(
     dtype: torch.dtype,
     max_tokens: int,
     device: torch.device,
+    first_stage: bool = True,
 ) -> tuple[StepBuffers, dict[int, Site]]:
-    """Hook the chosen ones of a loaded, not yet compiled model's decoder blocks; StartupError when there are none."""
+    """Hook the chosen ones of a loaded, not yet compiled model's decoder blocks; StartupError when none is chosen.
+
+    first_stage: no pipeline stage comes before this one, so its first site begins the sums of the readouts.
+    """
     chosen = blocks if layout.sites is None else layout.sites
+    if not chosen:
+        raise StartupError("no layer has a site: nothing could be steered or read")
     buffers = StepBuffers(max_tokens, layout, device)
     sites: dict[int, Site] = {}
     for layer in sorted(set(chosen) & set(blocks)):
-        site = Site(buffers, layout, d_model, dtype, first=not sites)
+        site = Site(buffers, layout, d_model, dtype, first=first_stage and not sites)
         blocks[layer].add_module("pilothouse_site", site)
         blocks[layer].register_forward_hook(site.hook)
         sites[layer] = site
-    if not sites:
-        raise StartupError("no layer has a site: nothing could be steered or read")
     return buffers, sites

@@ -6,6 +6,9 @@ from typing import Any
 from pilothouse.core.errors import StartupError
 from pilothouse.core.sites import ModelShape
 
+DRAFTED = ("ngram", "draft_model")
+"""Where drafts may come from: what has been shown to leave nothing of a rejected one."""
+
 
 def require_supported_environment() -> None:
     """StartupError for settings outside vLLM's configuration that would bypass the seams."""
@@ -19,12 +22,14 @@ def require_supported_config(vllm_config: Any) -> None:
     refusals = [
         (model.runner_type != "generate", f"a {model.runner_type} model: only decoder models generate text"),
         (model.is_encoder_decoder, "an encoder-decoder model"),
-        (parallel.pipeline_parallel_size > 1, "pipeline parallelism"),
+        (
+            parallel.pipeline_parallel_size > 1 and parallel.distributed_executor_backend == "external_launcher",
+            "pipeline parallelism under an external launcher",
+        ),
         (parallel.data_parallel_size > 1, "data parallelism inside one server"),
         (getattr(parallel, "enable_dbo", False), "dual-batch overlap"),
         (getattr(parallel, "prefill_context_parallel_size", 1) > 1, "prefill context parallelism"),
-        (vllm_config.speculative_config is not None, "speculative decoding"),
-        (vllm_config.lora_config is not None, "LoRA adapters"),
+        *_speculation(vllm_config),
         (vllm_config.kv_transfer_config is not None, "KV connectors"),
         (_publishes_kv_events(vllm_config), "KV events: their readers know token ids, not what was edited on them"),
         (vllm_config.cache_config.kv_sharing_fast_prefill, "kv_sharing_fast_prefill"),
@@ -32,6 +37,18 @@ def require_supported_config(vllm_config: Any) -> None:
     for refused, what in refusals:
         if refused:
             raise StartupError(f"this release of Pilothouse does not serve with {what}")
+
+
+def _speculation(vllm_config: Any) -> list[tuple[bool, str]]:
+    """Drafts are verified, and rejected ones taken back, where the host knows every position."""
+    speculative = vllm_config.speculative_config
+    if speculative is None:
+        return []
+    ahead = vllm_config.scheduler_config.async_scheduling
+    return [
+        (speculative.method not in DRAFTED, f"speculative decoding by {speculative.method!r}, only by {DRAFTED}"),
+        (ahead, "speculative decoding under asynchronous scheduling: add --no-async-scheduling"),
+    ]
 
 
 def _publishes_kv_events(vllm_config: Any) -> bool:
