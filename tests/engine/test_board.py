@@ -69,6 +69,41 @@ def test_every_token_gets_its_own_row_and_every_score_its_own_position(
     assert readings.edited.sum() == sum(row > 0 for row in expected_rows)
 
 
+def test_stages_hand_their_readouts_on_and_nothing_of_an_earlier_step() -> None:
+    stages = []
+    for layer in range(2):
+        buffers = StepBuffers(64, LAYOUT, torch.device("cpu"))
+        site = Site(buffers, LAYOUT, D_MODEL, torch.float32, first=layer == 0)
+        stages.append((Board(LAYOUT, buffers, {layer: site}), site))
+    probe = Direction({layer: np.full(D_MODEL, layer + 1, np.float32) for layer in range(2)})
+    load = ReadoutLoad(1, probe.digest)
+    orders = StepOrders(
+        directions={probe.digest: probe.payload}, readouts=(load,), requests={"a": RequestOrders(0, (), (1,), 0)}
+    )
+    for board, _ in stages:
+        board.obey(orders)
+    (first, first_site), (last, last_site) = stages
+    for step in range(3):
+        n_tokens = 5 - step
+        for board, _ in stages:
+            board.map_tokens(["a"], np.array([n_tokens]), np.array([10 * step]))
+        stream = torch.arange(n_tokens * D_MODEL, dtype=torch.float32).reshape(n_tokens, D_MODEL)
+        first_site.read(stream)
+        handed = first.hand_on()
+        assert handed is not None
+        assert first.readings() is None, "the first stage reports nothing"
+        last.take_over(handed)
+        last_site.read(10 * stream)
+        readings = last.readings()
+        assert readings is not None
+        assert readings.scores[:, 1].tolist() == [float(21 * row.sum()) for row in stream]
+    first.obey(StepOrders(retire=("a",)))
+    first.map_tokens(["b"], np.array([2]), np.array([0]))
+    assert first.hand_on() is None
+    last.take_over(None)
+    assert not last.buffers.scores.any()
+
+
 def test_rows_of_an_earlier_longer_batch_do_not_linger() -> None:
     board = make_board()
     board.obey(StepOrders(requests={"a": RequestOrders(0, (WireSpan(0, 99, 0),), (), 0)}))

@@ -71,6 +71,7 @@ class Engine:
     """A vLLM driven step by step: with sites, or stock when there is no layout.
 
     `in_process` keeps scheduler and worker in this process, where tests can look at them and break them on purpose.
+    `lora` is the adapter of the requests that are submitted from now on.
     """
 
     def __init__(self, model: Path, layout: EngineLayout | None, *, in_process: bool = False, **options: Any) -> None:
@@ -91,6 +92,7 @@ class Engine:
         self._jobs: dict[str, Job] = {}
         self._process = self.llm.llm_engine.output_processor.process_outputs
         self.llm.llm_engine.output_processor.process_outputs = self._process_outputs
+        self.lora: Any = None
         self._ids = itertools.count()
         self._closed = False
         self._preempted = 0
@@ -126,7 +128,9 @@ class Engine:
         params = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, **settings)
         if not plan.empty:
             self._attach(params, plan, len(prompt))
-        request_id = self.llm.llm_engine.add_request(name, {"prompt_token_ids": prompt, **salt}, params)
+        request_id = self.llm.llm_engine.add_request(
+            name, {"prompt_token_ids": prompt, **salt}, params, lora_request=self.lora
+        )
         # Several sequences are as many requests to the engine, numbered in front.
         ids = [request_id] if params.n == 1 else [f"{i}_{request_id}" for i in range(params.n)]
         tracks = {i: ChoiceTrack(len(prompt), len(plan.readouts)) for i in ids}

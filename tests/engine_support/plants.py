@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from pilothouse.core.edits import Edit
 from pilothouse.core.messages import ChainLoad, RequestOrders, SlotLoad, StepOrders, StepReadings, WirePlan
 from pilothouse.core.plans import END, edit_spans
-from pilothouse.engine import prefix_cache, scheduler, wire
+from pilothouse.engine import holdings, prefix_cache, wire
+from pilothouse.engine import scheduler as scheduler_module
 from pilothouse.engine.board import Board
 from pilothouse.engine.chains import ChainBank
 from pilothouse.engine.latches import Latches
@@ -38,8 +39,8 @@ def scores_of_the_next_position(patch: pytest.MonkeyPatch) -> None:
     """Scores are off by one position."""
     right = SteeringScheduler._buffer
 
-    def buffer(scheduler: SteeringScheduler, readings: StepReadings) -> None:
-        right(scheduler, replace(readings, scores=np.roll(readings.scores, -1, axis=0)))
+    def buffer(scheduler: SteeringScheduler, readings: StepReadings, rejected: Mapping[str, int]) -> None:
+        right(scheduler, replace(readings, scores=np.roll(readings.scores, -1, axis=0)), rejected)
 
     patch.setattr(SteeringScheduler, "_buffer", buffer)
 
@@ -154,7 +155,7 @@ def a_gate_that_looks_at_another_column(patch: pytest.MonkeyPatch) -> None:
 
 def a_chain_that_keeps_an_old_column(patch: pytest.MonkeyPatch) -> None:
     """A chain that is loaded already is used again though its gates' columns have gone to other requests' probes."""
-    patch.setattr(scheduler, "_chain_keys", lambda plan, columns: [plan.chain] if plan.chain else [])
+    patch.setattr(scheduler_module, "_chain_keys", lambda plan, columns: [plan.chain] if plan.chain else [])
 
 
 def norms_that_are_not_kept(patch: pytest.MonkeyPatch) -> None:
@@ -209,14 +210,14 @@ def a_latch_behind_a_cached_prefix(patch: pytest.MonkeyPatch) -> None:
 
 def a_stop_that_comes_late(patch: pytest.MonkeyPatch) -> None:
     """A gate that stops lets one more token through."""
-    right = scheduler.Held.look
+    right = holdings.Held.look
 
     def look(held: Any, start: int, rows: Any) -> None:
         before = held.stop_at
         right(held, start, rows)
         held.stop_at += held.stop_at != before
 
-    patch.setattr(scheduler.Held, "look", look)
+    patch.setattr(holdings.Held, "look", look)
 
 
 def a_chain_that_is_never_given_back(patch: pytest.MonkeyPatch) -> None:

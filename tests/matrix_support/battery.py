@@ -134,9 +134,7 @@ def receipts_count(gathered: Gathered) -> None:
         first = track.first_forwarded
         end = len(case.prompt) + len(case.result.token_ids) - 1
         assert max(stop for _, stop in case.result.runs) >= end
-        for edit, (start, stop), receipt in zip(
-            case.plan.edits, spans, receipts(case.plan, spans, track), strict=True
-        ):
+        for edit, (start, stop), receipt in zip(case.plan.edits, spans, receipts(case.plan, spans, track), strict=True):
             assert (receipt["op"], receipt["layers"]) == (edit.op, sorted(edit.coefficients))
             if edit.gate is None:
                 assert receipt["tokens_edited"] == max(min(stop, end) - max(start, first), 0)

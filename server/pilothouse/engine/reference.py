@@ -24,6 +24,8 @@ from pilothouse.core.errors import PilothouseError
 from pilothouse.core.messages import Payload
 from pilothouse.core.plans import END, Plan, edit_spans
 from pilothouse.core.sites import Float32
+from pilothouse.engine.adapters import without_adapters
+from pilothouse.engine.relay import pipeline_stage
 
 Float64 = npt.NDArray[np.float64]
 
@@ -183,22 +185,30 @@ def decode(replies: Sequence[bytes | str | None]) -> ReferenceAnswer:
 def run(runner: Any, blocks: Mapping[int, nn.Module], request: ReferenceRequest) -> ReferenceAnswer | None:
     """One sequence through the model of `runner` (either generation), whose decoder blocks are `blocks` by layer.
 
-    None on tensor-parallel ranks that hold no logits. NoReferenceError when the model's attention is none that is
-    spelled out here.
+    None on ranks that hold no logits: of tensor parallelism, and earlier stages of a pipeline, which hand on what they
+    come to. NoReferenceError when the model's attention is none that is spelled out here.
     """
     n_tokens = len(request.token_ids)
-    watch = _Watch(request, np.zeros((n_tokens, len(request.readouts))), {}, {})
-    positions = torch.arange(n_tokens, device=runner.device)
-    if runner.model_config.uses_mrope:
-        positions = positions.expand(3, n_tokens)
-    with _forward_context(runner, n_tokens), _spelled_out(runner.model), _watched(blocks, watch):
-        ids = torch.tensor(request.token_ids, device=runner.device)
-        hidden = runner.model(input_ids=ids, positions=positions)
-        logits = runner.model.compute_logits(hidden)
+    with pipeline_stage(NoReferenceError) as stage:
+        read, norms, typical = stage.notes or (np.zeros((n_tokens, len(request.readouts))), {}, {})
+        watch = _Watch(request, read, norms, typical)
+        without_adapters(runner, n_tokens)
+        with _forward_context(runner, n_tokens), _spelled_out(runner.model), _watched(blocks, watch):
+            hidden = runner.model(**_inputs(runner, request.token_ids), intermediate_tensors=stage.received)
+            if stage.hand_on(hidden, (watch.readouts, watch.norms, watch.typical)):
+                return None
+            logits = runner.model.compute_logits(hidden)
     if logits is None:
         return None
     logprobs = torch.log_softmax(logits.double(), dim=-1)
     return ReferenceAnswer(_bytes(logprobs.cpu().numpy()), _bytes(watch.readouts), watch.norms, watch.typical)
+
+
+def _inputs(runner: Any, token_ids: Sequence[int]) -> dict[str, torch.Tensor]:
+    positions = torch.arange(len(token_ids), device=runner.device)
+    if runner.model_config.uses_mrope:
+        positions = positions.expand(3, len(token_ids))
+    return {"input_ids": torch.tensor(token_ids, device=runner.device), "positions": positions}
 
 
 def causal_attention(

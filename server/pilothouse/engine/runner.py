@@ -15,8 +15,9 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, AsyncModelRunnerOutput, M
 
 from pilothouse.core.config import LAYOUT_KEY, EngineLayout
 from pilothouse.core.messages import ORDERS_ATTRIBUTE, READINGS_ATTRIBUTE, STAGE_KEY
+from pilothouse.engine.adapters import without_adapters
 from pilothouse.engine.board import Board, PendingReadings
-from pilothouse.engine.placement import find_blocks, require_live_stream
+from pilothouse.engine.placement import N_TOKENS, find_blocks, require_live_stream
 from pilothouse.engine.sites import install_sites
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class SteeringRunner(_Base):
         layout = layout_of(self.vllm_config)
         d_model, dtype = self.model_config.get_hidden_size(), self.model_config.dtype
         blocks = find_blocks(self.model, self.model_config.get_total_num_hidden_layers())
+        without_adapters(self, N_TOKENS)
         for block in {type(block): block for block in blocks.values()}.values():
             require_live_stream(block, self.vllm_config, d_model, dtype, self.device)
         buffers, sites = install_sites(
