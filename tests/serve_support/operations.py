@@ -48,14 +48,14 @@ def check(server: Server, reference: Reference, entry: dict[str, Any], plan: Pla
     return choice
 
 
-def check_along_a_vector(server: Server, reference: Reference, op: Any, preserve_norm: bool) -> None:
+def check_along_a_vector(server: Server, reference: Reference, op: Any, preserve_norm: bool, **more: Any) -> None:
     """Ablate, set or cap a component at two layers."""
     entry = {"vector": "everywhere", "op": op, "layers": [1, 3], "preserve_norm": preserve_norm}
     entry |= {"set": {"strength": 20}, "cap": {"min": -2, "max": 1}}.get(op, {})
     values = {1: 20.0, 3: 20.0} if op == "set" else {1: 1.0, 3: 1.0}
     bounds = {1: (-2.0, 1.0), 3: (-2.0, 1.0)} if op == "cap" else {}
     edit = Edit("v", everywhere(server), values, "all", op=op, bounds=bounds, preserve_norm=preserve_norm)
-    choice = check(server, reference, entry, Plan((edit,)))
+    choice = check(server, reference, entry, Plan((edit,)), **more)
     assert (choice["steering"][0]["op"], choice["steering"][0]["layers"]) == (op, [1, 3])
 
 

@@ -11,6 +11,7 @@ from pilothouse.api.names import PROBES, STEERING, reject_near_misses
 from pilothouse.api.registry import Registry
 from pilothouse.api.sources import Sources
 from pilothouse.api.strength import StrengthLimit
+from pilothouse.core.combinations import require_possible
 from pilothouse.core.config import EngineLayout, Limits
 from pilothouse.core.edits import Edit
 from pilothouse.core.errors import BadRequest
@@ -93,7 +94,9 @@ class Planner:
         if len(fields) > self._limits.max_edits:
             raise BadRequest(f"{STEERING} may have {self._limits.max_edits} edits, not {len(fields)}", STEERING)
         self._check_inline_size(fields)
-        return self._edit_maker.make(fields, catalogue, STEERING)
+        edits = self._edit_maker.make(fields, catalogue, STEERING)
+        require_possible(edits, self._registry.shape)
+        return edits
 
     def _check_inline_size(self, fields: list[EditField]) -> None:
         total = 0

@@ -37,6 +37,8 @@ async def capabilities(request: Request) -> dict[str, Any]:
         "site": SITE,
         "sites": list(shape.sites),
         "operations": list(operations(state.layout)),
+        "gate_scopes": _gate_scopes(state),
+        "pipeline_stages": list(shape.stages),
         "units": list(get_args(Unit)),
         "positions": [*get_args(NamedPositions), {"from": "int", "to": "int"}],
         "limits": _limits(state),
@@ -48,6 +50,13 @@ async def capabilities(request: Request) -> dict[str, Any]:
         "self_test": state.self_test,
         "reload_error": state.registry.reload_error,
     }
+
+
+def _gate_scopes(state: ApiState) -> list[str]:
+    """Those that this engine keeps. Over pipeline stages, `rest` needs its probe on no later one than its edit."""
+    if not state.layout.chain_steps:
+        return []
+    return ["token"] if state.registry.shape.drafts else ["token", "rest"]
 
 
 def _limits(state: ApiState) -> dict[str, float | None]:

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,7 +101,7 @@ def serve(
     os.environ[CONFIG_ENV] = config.to_json()
 
     def check(shape: ModelShape, names: list[str]) -> None:
-        Registry(config, ModelShape(names[0], shape.d_model, shape.n_layers, shape.sites))
+        Registry(config, replace(shape, model=names[0]))
 
     launch.serve(arguments, layout, check, _announce, admin_key)
 

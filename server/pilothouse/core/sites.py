@@ -19,9 +19,19 @@ LayerRows = Mapping[int, Float32]
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What an artefact must fit: the served model's name, width, depth and the layers that have a site."""
+    """What an artefact must fit: the served model's name, width, depth and the layers that have a site.
+
+    stages: the pipeline stage of every layer, where there are several; drafts: whether the engine verifies drafted
+    tokens, several positions of a sequence at once.
+    """
 
     model: str
     d_model: int
     n_layers: int
     sites: tuple[int, ...]
+    stages: tuple[int, ...] = ()
+    drafts: bool = False
+
+    def stage(self, layer: int) -> int:
+        """The pipeline stage that runs `layer`."""
+        return self.stages[layer] if self.stages else 0

@@ -117,6 +117,8 @@ class Board:
         if step is None:
             return None
         self.latches.update(self.buffers.scores)
+        if self.layout.capture:
+            self._keep_captures(step)
         return self.buffers.scores[: len(step.positions)].clone() if len(step.planned) else None
 
     def readings(self) -> StepReadings | None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ class CapturingEngine:
         config = self._llm.llm_engine.vllm_config
         require_supported_config(config)
         shape = model_shape(config, None)
-        self._shape = ModelShape(served_name or model, shape.d_model, shape.n_layers, shape.sites)
+        self._shape = replace(shape, model=served_name or model)
         self._params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
 
     @property
@@ -51,8 +52,10 @@ class CapturingEngine:
         self._llm.collective_rpc("pilothouse_captures")
         self._llm.generate(inputs, self._params, use_tqdm=False)
         captured: dict[str, dict[int, bytes]] = {}
-        for request, layer, stream in self._llm.collective_rpc("pilothouse_captures")[0]:
-            captured.setdefault(request, {})[layer] = stream
+        # Tensor-parallel ranks keep the same, pipeline stages each their own layers.
+        for rank in self._llm.collective_rpc("pilothouse_captures"):
+            for request, layer, stream in rank:
+                captured.setdefault(request, {})[layer] = stream
         in_order = [captured[name] for name in sorted(captured, key=_number)]
         return [
             {layer: self._rows(streams[layer], len(prompt)) for layer in layers}

@@ -40,7 +40,6 @@ from pilothouse.core.plans import Plan
 from pilothouse.core.records import NO_TOKEN_IDS
 from pilothouse.core.serving import RequestSession
 from pilothouse.core.tracks import ChoiceTrack, PromptTrack
-from pilothouse.engine.combinations import Combinations
 from pilothouse.engine.wire import largest_edit, resolve
 
 current_session: ContextVar["RequestSession | NullSession | None"] = ContextVar("pilothouse_session", default=None)
@@ -156,7 +155,6 @@ class SteeringClient:
         self._tracks: WeakValueDictionary[str, PromptTrack] = WeakValueDictionary()
         config = engine_client.model_config
         self._largest = largest_edit(config.get_hidden_size(), torch.finfo(config.dtype).max)
-        self._combinations = Combinations.of(engine_client.vllm_config)
         self._generate = engine_client.generate
         self._add_request = engine_client.engine_core.add_request_async
         self._process_outputs = engine_client.output_processor.process_outputs
@@ -241,7 +239,6 @@ class SteeringClient:
         choices = [ChoiceTrack(len(ids), len(plan.readouts)) for _ in range(sampling_params.n)]
         if plan.empty:
             return PromptTrack(plan, ids, [], choices)
-        self._combinations.require(plan)
         wire, spans = resolve(plan, len(ids), self._layout, self._largest)
         track = PromptTrack(plan, ids, spans, choices)
         nonce = next(self._nonces)

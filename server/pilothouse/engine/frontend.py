@@ -7,6 +7,7 @@ their class, so every flag that vLLM gave them stays in force. vLLM's routes, pa
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
@@ -184,7 +185,7 @@ def install(
     if tokenizer is None:
         raise StartupError("--skip-tokenizer-init leaves prompts without token ids: nothing could be steered")
     names = [path.name for path in state.openai_serving_models.base_model_paths]
-    shape = ModelShape(names[0], shape.d_model, shape.n_layers, shape.sites)
+    shape = replace(shape, model=names[0])
     extension = make_extension(shape, layout, lambda token: tokenizer.decode([token]), tokenizer.bos_token_id)
     _name_presets(state.openai_serving_models, extension)
     client = SteeringClient(

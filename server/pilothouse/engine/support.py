@@ -57,10 +57,20 @@ def _publishes_kv_events(vllm_config: Any) -> bool:
 
 
 def model_shape(vllm_config: Any, sites: tuple[int, ...] | None) -> ModelShape:
-    """Width, depth and sites of the configured model, before it is loaded."""
+    """Width, depth, sites and stages of the configured model, before it is loaded."""
     model = vllm_config.model_config
     n_layers = model.get_total_num_hidden_layers()
     chosen = tuple(range(n_layers)) if sites is None else tuple(sorted(set(sites)))
     if missing := [layer for layer in chosen if not 0 <= layer < n_layers]:
         raise StartupError(f"sites {missing} do not exist: the model has layers 0 to {n_layers - 1}")
-    return ModelShape(model.model, model.get_hidden_size(), n_layers, chosen)
+    drafts = vllm_config.speculative_config is not None
+    return ModelShape(model.model, model.get_hidden_size(), n_layers, chosen, _stages(vllm_config, n_layers), drafts)
+
+
+def _stages(vllm_config: Any, n_layers: int) -> tuple[int, ...]:
+    """The pipeline stage of every layer."""
+    from vllm.distributed.utils import get_pp_indices
+
+    n_stages = vllm_config.parallel_config.pipeline_parallel_size
+    ranges = [get_pp_indices(n_layers, stage, n_stages) for stage in range(n_stages)]
+    return tuple(stage for stage, (start, stop) in enumerate(ranges) for _ in range(start, stop))
