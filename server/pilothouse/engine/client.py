@@ -9,8 +9,8 @@ chunks or shows `kv_transfer_params` to the client).
 import copy
 import itertools
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -155,9 +155,13 @@ class SteeringClient:
         self._tracks: WeakValueDictionary[str, PromptTrack] = WeakValueDictionary()
         config = engine_client.model_config
         self._largest = largest_edit(config.get_hidden_size(), torch.finfo(config.dtype).max)
-        self._generate = engine_client.generate
-        self._add_request = engine_client.engine_core.add_request_async
-        self._process_outputs = engine_client.output_processor.process_outputs
+        self._keep_originals()
+
+    def _keep_originals(self) -> None:
+        """The engine client's own methods, which ours call."""
+        self._generate = self._engine.generate
+        self._add_request = self._engine.engine_core.add_request_async
+        self._process_outputs = self._engine.output_processor.process_outputs
 
     def install(self) -> None:
         """Put this client's methods in the place of the engine client's."""
@@ -170,7 +174,7 @@ class SteeringClient:
 
         Not a coroutine: the session is that of the caller's context, whenever the outputs are read.
         """
-        _refuse_reserved(sampling_params)
+        refuse_reserved(sampling_params)
         session = current_session.get()
         owned: RequestSession | None = None
         if session is None:
@@ -192,9 +196,15 @@ class SteeringClient:
 
     async def add_request_async(self, request: Any) -> None:
         """vLLM's `add_request_async`, with the content of directions that the engine has not been sent."""
+        with self._packed(request):
+            await self._add_request(request)
+
+    @contextmanager
+    def _packed(self, request: Any) -> Iterator[None]:
+        """Around the sending of `request`: what the engine has not been sent goes along, readings are awaited."""
         track = self._track_of(request)
         if track is None:
-            await self._add_request(request)
+            yield
             return
         state = self._engine.output_processor.request_states[request.request_id]
         self._choices[request.request_id] = track.choices[state.request_index or 0]
@@ -204,7 +214,7 @@ class SteeringClient:
             params = request.sampling_params = copy.copy(request.sampling_params)
             params.extra_args = {**params.extra_args, DIRECTIONS_KEY: directions_encoder.encode(parcel)}
         try:
-            await self._add_request(request)
+            yield
         except BaseException:
             if parcel is not None:
                 self.courier.returned(parcel)
@@ -263,7 +273,7 @@ class SteeringClient:
         try:
             async with aclosing(inner) as outputs:
                 async for result in outputs:
-                    _observe(track, result, deltas)
+                    observe(track, result, deltas)
                     if result.finished:
                         error = None
                     yield result
@@ -273,7 +283,8 @@ class SteeringClient:
                 owned.close(error)
 
 
-def _observe(track: PromptTrack, result: Any, deltas: bool) -> None:
+def observe(track: PromptTrack, result: Any, deltas: bool) -> None:
+    """Take an output of vLLM in: generated tokens and why sequences ended; deltas: it holds only what is new."""
     for output in result.outputs:
         choice = track.choices[output.index]
         if deltas:
@@ -284,7 +295,8 @@ def _observe(track: PromptTrack, result: Any, deltas: bool) -> None:
             choice.finish_reason = output.finish_reason
 
 
-def _refuse_reserved(sampling_params: Any) -> None:
+def refuse_reserved(sampling_params: Any) -> None:
+    """BadRequest for keys in a request's extra arguments that are this client's own."""
     extra = sampling_params.extra_args
     if extra and (forged := [key for key in RESERVED_KEYS if key in extra]):
         raise BadRequest(f"{forged[0]} is reserved", "vllm_xargs")

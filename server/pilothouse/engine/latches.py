@@ -35,6 +35,8 @@ class Latches:
         self._latched.add(line)
         while line >= self._shape[0]:
             self._allocate(2 * self._shape[0])
+        # The whole line, not only what its latches need: a worker that slept may have woken to tables of anything.
+        self.first[line], self.columns[line], self.signs[line], self.levels[line] = -1, 0, 0.0, 0.0
         for k, step in enumerate(orders.steps):
             if step.gate is not None and step.gate.latched:
                 sign = 1.0 if step.gate.above else -1.0
