@@ -2,16 +2,17 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from api_support.client import Client, assert_refused
-from api_support.fake_engine import CHAT, COMPLETIONS
+from api_support.fake_engine import CHAT, COMPLETIONS, FakeServer
 from starlette.types import Message, Receive, Scope, Send
 
 from pilothouse.api.guard import FieldGuard, is_guarded
 
-DEAF = ["/v1/embeddings", "/v1/responses", "/inference/v1/generate"]
+DEAF = ["/v1/embeddings", "/v1/responses/resp_1/cancel", "/inference/v1/generate"]
 
 
 @pytest.mark.parametrize("path", DEAF)
@@ -69,8 +70,11 @@ async def test_deep_nesting_is_a_bad_request(client: Client) -> None:
         (COMPLETIONS, False),
         (CHAT + "/batch", True),
         (CHAT + "/render", True),
-        ("/v1/messages", True),
-        ("/v1/responses", True),
+        ("/v1/messages", False),
+        ("/v1/messages/count_tokens", True),
+        ("/v1/messages/render", True),
+        ("/v1/responses", False),
+        ("/v1/responses/resp_1/cancel", True),
         ("/v2/chat", True),
         ("/v2/embed", True),
         ("/cohere/v2/chat", True),
@@ -86,6 +90,91 @@ async def test_deep_nesting_is_a_bad_request(client: Client) -> None:
 )
 def test_which_routes_are_guarded(path: str, guarded: bool) -> None:
     assert is_guarded(path) is guarded
+
+
+FORM = {"content-type": "application/x-www-form-urlencoded"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"steering[0][vector]": "calm"}, "steering"),
+        ({"probes[]": "risk"}, "probes"),
+        ({"probes": "risk"}, "probes"),
+        ({"steer": "x"}, "steer"),
+        ({"model": "tiny:careful"}, "model"),
+    ],
+)
+async def test_forms_are_looked_at_too(server: FakeServer, client: Client, fields: dict[str, str], param: str) -> None:
+    server.app.state.pilothouse = replace(server.app.state.pilothouse, presets=("careful",))
+    sound = {"file": ("a.wav", b"RIFF\0\0&probes=1\r\n\r\nname=steering", "audio/wav")}
+    data = {"model": "tiny", "prompt": "steering the probes", **fields}
+    for response in (
+        await client.http.post("/v1/audio/transcriptions", data=data, files=sound),
+        await client.http.post("/v1/audio/transcriptions", data=data),
+    ):
+        assert_refused(response, param)
+
+
+async def test_other_forms_pass(client: Client) -> None:
+    sound = {"file": ("steering.wav", b"RIFF\0\0&probes=1\r\n\r\nname=steering", "audio/wav")}
+    data = {"model": "tiny", "prompt": "steering & probes=", "temperature": "0", "timestamp_granularities[]": "word"}
+    for files in (sound, None):
+        response = await client.http.post("/v1/audio/transcriptions", data=data, files=files)
+        assert response.status_code == 404, "there is no such route here, so it was passed on"
+
+
+def whisper(*messages: Message) -> tuple[list[Message], list[Message]]:
+    """A realtime session in which the client says these: what the application received, and the client was sent."""
+    received, sent = list[Message](), list[Message]()
+    waiting = iter(({"type": "websocket.connect"}, *messages, {"type": "websocket.disconnect", "code": 1000}))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while not received or received[-1]["type"] != "websocket.disconnect":
+            received.append(await receive())
+
+    async def receive() -> Message:
+        return next(waiting)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(FieldGuard(app)({"type": "websocket", "path": "/v1/realtime", "headers": []}, receive, send))
+    return received, sent
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"type": "session.update", "model": "tiny", "steering": []},
+        {"type": "session.update", "session": {"probes": ["risk"]}},
+        {"type": "session.update", "probe": []},
+    ],
+)
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_realtime_session_that_asks_for_something_ends(said: dict[str, Any], binary: bool) -> None:
+    text = json.dumps(said)
+    message = {"type": "websocket.receive", **({"bytes": text.encode()} if binary else {"text": text})}
+    received, (error, close) = whisper(message)
+    assert [m["type"] for m in received] == ["websocket.connect", "websocket.disconnect"]
+    assert json.loads(error["text"])["type"] == "error"
+    assert json.loads(error["text"])["error"]["code"] == 400
+    assert (close["type"], close["code"]) == ("websocket.close", 1008)
+
+
+def test_a_realtime_session_is_left_alone() -> None:
+    message = {"type": "websocket.receive", "text": '{"type": "session.update", "model": "steering"}'}
+    received, sent = whisper(message)
+    assert received[1] is message
+    assert sent == []
+
+
+async def test_anthropics_routes_answer_in_anthropics_shape(client: Client) -> None:
+    response = await client.http.post("/v1/messages/count_tokens", json={"steering": []})
+    assert response.status_code == 400
+    assert set(response.json()) == {"type", "error"}
+    assert set(response.json()["error"]) == {"type", "message"}
+    assert response.json()["error"]["message"].startswith("steering: this endpoint cannot honour 'steering'")
 
 
 class Recorder:

@@ -50,10 +50,10 @@ def test_a_preset_is_counted_for_its_model(tmp_path: Path) -> None:
 
 async def test_routes_that_cannot_steer_refuse_a_preset(tmp_path: Path) -> None:
     async with connect(serve(tmp_path, {"calm": CALM})) as http:
-        assert_refused(await http.post("/v1/responses", json={"model": "tiny:calm", "input": "Hello"}), "model")
+        assert_refused(await http.post("/v1/embeddings", json={"model": "tiny:calm", "input": "Hello"}), "model")
         escaped = '{"model": "tiny:\\u0063alm", "input": "Hello"}'
-        assert_refused(await http.post("/v1/responses", content=escaped), "model")
-        assert (await http.post("/v1/responses", json={"model": "tiny", "input": "calm"})).status_code == 200
+        assert_refused(await http.post("/v1/embeddings", content=escaped), "model")
+        assert (await http.post("/v1/embeddings", json={"model": "tiny", "input": "calm"})).status_code == 200
         assert (await http.get("/v1/capabilities")).json()["presets"] == ["calm"]
 
 

@@ -111,7 +111,7 @@ class FakeServer:
         self.delivered: list[bytes] = []
         self.delivery_error: Exception | None = None
         self.app.state.pilothouse = replace(state, deliver=self.deliver)
-        for path in (CHAT, COMPLETIONS, "/v1/embeddings", "/v1/responses", "/inference/v1/generate", "/tokenize"):
+        for path in (CHAT, COMPLETIONS, "/v1/embeddings", "/inference/v1/generate", "/tokenize"):
             self.app.add_api_route(path, self.handle, methods=["POST"])
 
     async def deliver(self, direction: Direction) -> None:

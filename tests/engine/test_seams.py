@@ -9,9 +9,15 @@ from typing import Any
 
 import pytest
 import vllm
+from openai.types.responses import ResponseTextDeltaEvent
 from vllm.compilation import decorators
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest, AnthropicMessagesResponse
+from vllm.entrypoints.anthropic.serving import AnthropicServingMessages, wrap_data_with_event
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.entrypoints.openai.responses.context import HarmonyContext, ParsableContext, SimpleContext
+from vllm.entrypoints.openai.responses.protocol import ResponseCompletedEvent, ResponsesRequest, ResponsesResponse
+from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.forward_context import set_forward_context
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
@@ -25,6 +31,7 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+from pilothouse.api.names import FIELDS, near_miss
 from pilothouse.core.errors import StartupError
 from pilothouse.engine import prefix_cache, versions
 
@@ -58,12 +65,68 @@ SIGNATURES: list[tuple[Any, str, list[str]]] = [
         "completion_stream_generator",
         ["self", "request", "engine_inputs", "result_generator", "request_id"],
     ),
+    (OpenAIServingResponses, "create_responses", ["self", "request", "raw_request"]),
+    (OpenAIServingResponses, "_generate_with_builtin_tools", ["self", "request_id", "engine_input", "sampling_params"]),
+    *(
+        (
+            OpenAIServingResponses,
+            name,
+            ["self", "request", "sampling_params", "result_generator", "context", "model_name"],
+        )
+        for name in ("responses_full_generator", "responses_stream_generator")
+    ),
+    (OpenAIServingResponses, "responses_background_stream_generator", ["self", "response_id", "starting_after"]),
+    (AnthropicServingMessages, "create_messages", ["self", "request", "raw_request"]),
+    (AnthropicServingMessages, "message_stream_converter", ["self", "generator"]),
+    (
+        AnthropicServingMessages,
+        "chat_completion_stream_generator",
+        ["self", "request", "result_generator", "request_id"],
+    ),
 ]
 
 
 @pytest.mark.parametrize(("owner", "name", "first"), SIGNATURES, ids=lambda value: getattr(value, "__name__", None))
 def test_an_overridden_method_has_the_signature_it_was_written_against(owner: Any, name: str, first: list[str]) -> None:
     assert list(inspect.signature(getattr(owner, name)).parameters)[: len(first)] == first
+
+
+def test_a_response_is_generated_by_one_generator_that_its_context_goes_through() -> None:
+    source = inspect.getsource(OpenAIServingResponses._create_responses)
+    called = source[source.index("self._generate_with_builtin_tools(") :]
+    called = called[: called.index("generators.append")]
+    for argument in ("request_id", "engine_input", "sampling_params", "context"):
+        assert f"{argument}=" in called, "it is passed by name"
+    assert source.count("self.responses_stream_generator(") == source.count("await self.responses_full_generator(") == 1
+    for name, maker in (
+        ("_run_background_request", "responses_full_generator"),
+        ("_run_background_request_stream", "responses_stream_generator"),
+        ("responses_stream_generator", "responses_full_generator"),
+    ):
+        assert f"self.{maker}(" in inspect.getsource(getattr(OpenAIServingResponses, name))
+    # What tells a response that is several generations from one that is not.
+    assert "return False" in inspect.getsource(SimpleContext.need_builtin_tool_call)
+    for context in (HarmonyContext, ParsableContext):
+        assert "in self.available_tools" in inspect.getsource(context.need_builtin_tool_call)
+
+
+def test_the_models_of_the_routes_keep_or_drop_what_they_do_not_know() -> None:
+    for model in (ResponsesRequest, ResponsesResponse, ResponseCompletedEvent, ResponseTextDeltaEvent):
+        assert model.model_config.get("extra") == "allow"
+    assert AnthropicMessagesRequest.model_config.get("extra") is None
+    assert AnthropicMessagesResponse.model_config.get("extra") is None
+    fields = set(ResponsesRequest.model_fields) | set(AnthropicMessagesRequest.model_fields)
+    assert not {field for field in fields if near_miss(field) or field in FIELDS}
+
+
+def test_the_stream_of_a_message_is_text_by_event() -> None:
+    assert wrap_data_with_event("{}", "message_delta") == "event: message_delta\ndata: {}\n\n"
+    source = inspect.getsource(AnthropicServingMessages.message_stream_converter)
+    for event in ("content_block_delta", "message_delta", "error"):
+        assert f'"{event}")' in source
+    made = inspect.getsource(AnthropicServingMessages.create_messages)
+    assert "self.create_chat_completion(" in made
+    assert "self.message_stream_converter(" in made
 
 
 def test_the_scheduler_asks_before_it_admits_and_skips_without_blocking() -> None:

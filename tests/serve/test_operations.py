@@ -48,7 +48,7 @@ def test_a_preset_is_a_model_of_its_own(server: Server) -> None:
     for key in ("text", "steering", "probes"):
         assert answer["choices"][0][key] == spelled_out["choices"][0][key]
     assert server.post("/v1/completions", {**BODY, "model": "harbor:wild"}).status_code == 404
-    refused = server.post("/v1/responses", {"model": "harbor:careful", "input": "Hello"})
+    refused = server.post("/v1/embeddings", {"model": "harbor:careful", "input": "Hello"})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "model")
 
 

@@ -60,11 +60,20 @@ def error_body(error: PilothouseError) -> dict[str, Any]:
     return {"error": {"message": str(error), "type": _TYPES[status], "param": param, "code": status}}
 
 
-def error_response(error: PilothouseError) -> JSONResponse:
+def anthropic_error_body(error: PilothouseError) -> dict[str, Any]:
+    """Anthropic's error body, which has no `param`: the message names the field, as Anthropic's own do."""
+    param = error.param if isinstance(error, BadRequest) else None
+    message = f"{param}: {error}" if param else str(error)
+    return {"type": "error", "error": {"type": _TYPES[status_of(error)], "message": message}}
+
+
+def error_response(
+    error: PilothouseError, body: Callable[[PilothouseError], dict[str, Any]] = error_body
+) -> JSONResponse:
     """`error` as a response."""
     status = status_of(error)
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
-    return JSONResponse(error_body(error), status_code=status, headers=headers)
+    return JSONResponse(body(error), status_code=status, headers=headers)
 
 
 class ErrorRoute(APIRoute):

@@ -1,17 +1,19 @@
 """Refuses what no handler would: our fields on routes that cannot honour them, and bodies without an end.
 
-Pure ASGI, because Starlette's BaseHTTPMiddleware hides disconnects from the handlers.
+What is looked at are JSON bodies, forms (those of uploaded sound) and the messages of a realtime session. Pure ASGI,
+because Starlette's BaseHTTPMiddleware hides disconnects from the handlers.
 """
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+from urllib.parse import parse_qsl, unquote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pilothouse.api.catalogue import PATHS
-from pilothouse.api.errors import TooLargeError, error_response
+from pilothouse.api.errors import TooLargeError, anthropic_error_body, error_body, error_response
 from pilothouse.api.names import reject_near_misses, used_fields
 from pilothouse.api.presets import SEPARATOR
 from pilothouse.api.state import ATTRIBUTE
@@ -19,7 +21,9 @@ from pilothouse.core.errors import BadRequest, PilothouseError
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 
-HONOURING = frozenset({"/v1/chat/completions", "/v1/completions"})
+HONOURING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"})
+_ANTHROPIC = ("/v1/messages",)
+_ROUTES = ", ".join(sorted(HONOURING))
 _OWN = (*PATHS.values(), "/v1/capabilities", "/v1/registry")
 _STREAMED = frozenset(PATHS.values())
 """Uploads: their route checks the key before it takes the body, which may be larger than what is held in memory."""
@@ -39,6 +43,14 @@ _GUARDED = (
 # A body without any of these cannot hold our fields: escapes and wide encodings could hide them.
 _SUSPECT = re.compile(rb"steer|prob|vector|\\u|\x00", re.IGNORECASE)
 
+_BOUNDARY = re.compile(rb"""boundary="?([^";,]+)""", re.IGNORECASE)
+_NAME = re.compile(rb"""\bname="?([^";\r\n]*)""", re.IGNORECASE)
+
+_LONGEST_NAME = 4096
+
+_POLICY = 1008
+"""The code with which a websocket is closed whose client said what it may not."""
+
 
 class FieldGuard:
     """ASGI middleware around the whole application."""
@@ -48,7 +60,11 @@ class FieldGuard:
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything on but POSTs that must be refused; their bodies are read to the end first."""
+        """Pass everything on but POSTs that must be refused; their bodies are read to the end first. A websocket's
+        messages are looked at as they come."""
+        if scope["type"] == "websocket" and is_guarded(_path(scope)):
+            await self._app(scope, _Watched(receive, send, _presets(scope)), send)
+            return
         if scope["type"] != "http" or scope["method"] != "POST" or _path(scope).rstrip("/") in _STREAMED:
             await self._app(scope, receive, send)
             return
@@ -57,9 +73,14 @@ class FieldGuard:
             if body is None:
                 return
             if is_guarded(_path(scope)):
-                check_body(body, _presets(scope))
+                kind = dict(scope["headers"]).get(b"content-type", b"")
+                if b"form" in kind.lower():
+                    check_form(form_fields(body, kind), _presets(scope))
+                else:
+                    check_body(body, _presets(scope))
         except PilothouseError as error:
-            await error_response(error)(scope, receive, send)
+            body_of = anthropic_error_body if _under(_path(scope), _ANTHROPIC) else error_body
+            await error_response(error, body_of)(scope, receive, send)
             return
         await self._app(scope, _Replay(body, receive), send)
 
@@ -99,6 +120,28 @@ class _Replay:
         return {"type": "http.request", "body": body, "more_body": False}
 
 
+class _Watched:
+    """`receive` of a websocket: a message that asks for what cannot be honoured is answered, and ends the session."""
+
+    def __init__(self, receive: Receive, send: Send, presets: tuple[str, ...]) -> None:
+        self._receive = receive
+        self._send = send
+        self._presets = presets
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        text = message.get("text") or message.get("bytes") or b""
+        raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+        try:
+            check_body(raw, self._presets)
+            check_body(raw, self._presets, inside="session")
+            return message
+        except BadRequest as error:
+            await self._send({"type": "websocket.send", "text": json.dumps({"type": "error", **error_body(error)})})
+            await self._send({"type": "websocket.close", "code": _POLICY, "reason": ""})
+            return {"type": "websocket.disconnect", "code": _POLICY}
+
+
 def is_guarded(path: str) -> bool:
     """True for routes that generate or score but know nothing of steering and probes."""
     bare = path.rstrip("/")
@@ -107,9 +150,9 @@ def is_guarded(path: str) -> bool:
     return _under(bare, _GUARDED)
 
 
-def check_body(body: bytes, presets: Iterable[str] = ()) -> None:
+def check_body(body: bytes, presets: Iterable[str] = (), inside: str | None = None) -> None:
     """BadRequest when a JSON body has one of our fields, or what looks like one, at its top level, or asks for a model
-    with one of these presets."""
+    with one of these presets. inside: the same of the object that a top-level field holds."""
     if not _SUSPECT.search(body) and not any(name.encode() in body for name in presets):
         return
     try:
@@ -118,16 +161,47 @@ def check_body(body: bytes, presets: Iterable[str] = ()) -> None:
         raise BadRequest("the body is nested too deeply") from None
     except ValueError:
         return  # whatever it is, the route will say so itself
+    if inside is not None:
+        fields = fields.get(inside) if isinstance(fields, dict) else None
     if not isinstance(fields, dict):
         return
+    _refuse_fields(fields)
+    _refuse_preset(str(fields.get("model", "")), presets)
+
+
+def check_form(fields: Iterable[tuple[str, str]], presets: Iterable[str] = ()) -> None:
+    """As `check_body`, of a form. Clients write what a field holds as fields of their own: `steering[0][vector]`."""
+    for name, value in fields:
+        bare = name.partition("[")[0]
+        _refuse_fields({bare: value})
+        if bare == "model":
+            _refuse_preset(value, presets)
+
+
+def form_fields(body: bytes, content_type: bytes) -> list[tuple[str, str]]:
+    """Names and values of a form, files among them, each value cut to a length that any model's name has."""
+    boundary = _BOUNDARY.search(content_type)
+    if boundary is None:
+        return parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True)
+    found = []
+    for part in body.split(b"--" + boundary[1])[1:]:
+        head, _, value = part.partition(b"\r\n\r\n")
+        if name := _NAME.search(head):
+            short = value[:_LONGEST_NAME].partition(b"\r\n")[0]
+            found.append((unquote(name[1].decode("utf-8", "replace")), short.decode("utf-8", "replace")))
+    return found
+
+
+def _refuse_fields(fields: Mapping[str, Any]) -> None:
     if used := used_fields(fields):
-        routes = " and ".join(sorted(HONOURING))
-        raise BadRequest(f"this endpoint cannot honour {used[0]!r}; {routes} can", param=used[0])
+        raise BadRequest(f"this endpoint cannot honour {used[0]!r}; {_ROUTES} can", param=used[0])
     reject_near_misses(fields)
-    _, colon, preset = str(fields.get("model", "")).rpartition(SEPARATOR)
+
+
+def _refuse_preset(model: str, presets: Iterable[str]) -> None:
+    _, colon, preset = model.rpartition(SEPARATOR)
     if colon and preset in presets:
-        routes = " and ".join(sorted(HONOURING))
-        raise BadRequest(f"this endpoint cannot honour the preset {preset!r}; {routes} can", param="model")
+        raise BadRequest(f"this endpoint cannot honour the preset {preset!r}; {_ROUTES} can", param="model")
 
 
 def _presets(scope: Scope) -> tuple[str, ...]:

@@ -80,6 +80,13 @@ class Session:
         self.plan = self.ask.plan
         self._shows = self.ask.steering_given or bool(self.ask.probes)
 
+    @property
+    def asked(self) -> str | None:
+        """The field that asks for edits or, failing those, readings."""
+        if self.plan.edits:
+            return STEERING
+        return PROBES if self.ask.reads_given and not self.plan.empty else None
+
     def add_prompt(self, track: PromptTrack) -> None:
         """Take the prompt's sequences in; their numbers follow those of earlier prompts."""
         for choice in track.choices:
@@ -105,6 +112,15 @@ class Session:
             return []
         choice = self._choices[index]
         return self._token_scores(choice, 0, len(choice.scores.track.token_ids))
+
+    def new_scores(self, index: int, finished: bool) -> dict[str, Any]:
+        """Scores of tokens that were there at the last call; all that are left when the choice has finished."""
+        if not self.ask.tokens:
+            return {}
+        choice = self._choices[index]
+        block = self._new_scores(choice, finished)
+        choice.seen = len(choice.scores.track.token_ids)
+        return block
 
     def rewrite_event(self, event: str) -> str:
         """`event` with what is known by now; the same string where there is nothing to add. EngineGap as `decorate`."""
@@ -148,7 +164,7 @@ class Session:
         finished = shown.get("finish_reason") is not None
         before = len(shown)
         changed = self._fill_logprobs(choice, shown.get("logprobs"))
-        if self.ask.tokens and self.ask.probes and (block := self._new_scores(choice, finished)):
+        if block := self._new_scores(choice, finished):
             shown["probe_scores"] = block
         if finished:
             shown.update(self.decorate(shown["index"]))
@@ -172,6 +188,8 @@ class Session:
 
     def _new_scores(self, choice: _Choice, finished: bool) -> dict[str, Any]:
         """Scores of tokens that earlier events announced, as far as there is no hole; all of them at the finish."""
+        if not (self.ask.tokens and self.ask.probes):
+            return {}
         total = len(choice.scores.track.token_ids)
         start = choice.sent
         stop = total if finished else min(choice.seen, total - 1)

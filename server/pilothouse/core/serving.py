@@ -1,4 +1,4 @@
-"""The seam between HTTP and the engine: what the engine's OpenAI handlers call, and what the API room implements."""
+"""The seam between HTTP and the engine: what the engine's handlers call, and what the API room implements."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +17,10 @@ class RequestSession(Protocol):
 
     plan: Plan
 
+    @property
+    def asked(self) -> str | None:
+        """The field by which the client, or the preset that it chose, wants something done; None for default probes."""
+
     def add_prompt(self, track: PromptTrack) -> None:
         """Called once for each prompt, in order, just before it goes to the engine."""
 
@@ -30,6 +34,11 @@ class RequestSession(Protocol):
     def rewrite_event(self, event: str) -> str:
         """One server-sent event of the stream with the scores that are known by now put in; EngineGap, as `decorate`,
         in the place of the event that ends a choice: the stream has failed."""
+
+    def new_scores(self, index: int, finished: bool) -> dict[str, Any]:
+        """For streams that `rewrite_event` does not know: by probe, the scores of the tokens of choice `index` that
+        were there at the last call, as far as known and not yet given; at the finish all that are left. Empty when the
+        client wants no scores of tokens."""
 
     def set_response_id(self, response_id: str) -> None:
         """Told as soon as the response's id is known."""

@@ -181,8 +181,8 @@ class SteeringClient:
             session = owned = self._open_default()
         ids = self._token_ids(prompt)
         if ids is None:
-            if owned is None and not session.plan.empty:
-                raise BadRequest("steering and probes need a prompt of token ids", "prompt")
+            if owned is None:
+                _need_token_ids(session.plan)
             # Realtime input and prompts of embeddings have no token ids: default probes do not watch them, and say so.
             if owned is not None:
                 owned.close(NO_TOKEN_IDS)
@@ -193,6 +193,15 @@ class SteeringClient:
         session.add_prompt(track)
         inner = self._generate(prompt, sampling_params, request_id, **kwargs)
         return self._relay(inner, track, sampling_params, owned)
+
+    def check(self, plan: Plan, prompt: Any, sampling_params: Any) -> None:
+        """BadRequest where `generate` would raise it, for handlers that call that only once an answer has begun."""
+        refuse_reserved(sampling_params)
+        ids = self._token_ids(prompt)
+        if ids is None:
+            _need_token_ids(plan)
+        elif not plan.empty:
+            resolve(plan, len(ids), self._layout, self._largest)
 
     async def add_request_async(self, request: Any) -> None:
         """vLLM's `add_request_async`, with the content of directions that the engine has not been sent."""
@@ -281,6 +290,11 @@ class SteeringClient:
             self.courier.drop(directions)
             if owned is not None:
                 owned.close(error)
+
+
+def _need_token_ids(plan: Plan) -> None:
+    if not plan.empty:
+        raise BadRequest("steering and probes need a prompt of token ids", "prompt")
 
 
 def observe(track: PromptTrack, result: Any, deltas: bool) -> None:

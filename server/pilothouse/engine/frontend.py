@@ -1,103 +1,57 @@
 """vLLM's OpenAI handlers with sessions: the request's extra fields in, scores and receipts out.
 
-Seam: `OpenAIServingChat` and `OpenAIServingCompletion`, whose instances in the application's state get a subclass as
-their class, so every flag that vLLM gave them stays in force. vLLM's routes, parsers and models are used as they are.
+Seam: `OpenAIServingChat`, `OpenAIServingCompletion`, `OpenAIServingResponses` and `AnthropicServingMessages`, whose
+instances in the application's state get a subclass as their class, so every flag that vLLM gave them stays in force.
+vLLM's routes, parsers and models are used as they are.
 """
 
-import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
+from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
+from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 
 from pilothouse.core.config import EngineLayout, Limits
-from pilothouse.core.errors import BadRequest, EngineGap, StartupError
+from pilothouse.core.errors import StartupError
 from pilothouse.core.serving import RequestExtension, RequestSession
 from pilothouse.core.sites import ModelShape
-from pilothouse.engine.client import NullSession, SteeringClient, current_session
+from pilothouse.engine.anthropic import SteeringMessages
+from pilothouse.engine.client import SteeringClient
+from pilothouse.engine.responses import SteeringResponses
 from pilothouse.engine.runner import layout_of
+from pilothouse.engine.sessions import SteeringServing, relay, request_session
 from pilothouse.engine.support import model_shape
-
-logger = logging.getLogger(__name__)
 
 MakeExtension = Callable[[ModelShape, EngineLayout, Callable[[int], str], int | None], RequestExtension]
 
-if TYPE_CHECKING:
-    from vllm.entrypoints.generate.base.serving import GenerateBaseServing as _Base
-else:
-    _Base = object
 
+class OpenAIChoices(SteeringServing):
+    """What the two handlers share whose responses consist of choices."""
 
-class SteeringServing(_Base):
-    """What both handlers share."""
+    def _searches_beams(self, request: Any) -> bool:
+        return bool(request.use_beam_search)
 
-    pilothouse_extension: RequestExtension
-
-    async def _with_session(self, route: str, request: Any, create: Callable[[], Any]) -> Any:
-        """Open a session, let vLLM do the request, put the session's findings into the response."""
-        fields = dict(request.model_extra or {})
-        beams = bool(getattr(request, "use_beam_search", False))
-        try:
-            names = [path.name for path in self.models.base_model_paths]
-            name = request.model if request.model in names else names[0]
-            session = self.pilothouse_extension.open({**fields, "use_beam_search": beams}, route, name)
-        except BadRequest as error:
-            return self.create_error_response(str(error), param=error.param)
-        token = current_session.set(cast(RequestSession, NullSession()) if beams else session)
-        try:
-            result = await create()
-        except BadRequest as error:
-            session.close(str(error))
-            return self.create_error_response(str(error), param=error.param)
-        except BaseException as error:
-            session.close(type(error).__name__)
-            raise
-        finally:
-            current_session.reset(token)
-        if hasattr(result, "choices"):
-            session.set_response_id(result.id)
-            try:
-                _decorate(result, session, (request.logprobs or None) is not None)
-            except EngineGap as gap:
-                session.close(str(gap))
-                return self.create_error_response(gap)
-            session.close()
-        elif hasattr(result, "error"):
-            session.close(result.error.message)
-        elif beams:
-            return _without_session(result)
+    def _finish(self, result: Any, session: RequestSession, request: Any) -> Any:
+        if not hasattr(result, "choices"):
+            return super()._finish(result, session, request)
+        session.set_response_id(result.id)
+        _decorate(result, session, (request.logprobs or None) is not None)
+        session.close()
         return result
 
-    async def _relay(self, session: RequestSession, events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
-        """The stream with scores put in; the session ends with it, however it ends.
+    def _relay(self, session: RequestSession, events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+        return relay(session, events, session.rewrite_event, self._failed)
 
-        A gap ends it as vLLM's own errors do, whichever choice it is in, and what still runs is given up.
-        """
-        error: str | None = "aborted"
-        try:
-            async with aclosing(events):
-                async for event in events:
-                    yield session.rewrite_event(event)
-            error = None
-        except EngineGap as gap:
-            # The record must be there before the client can know that the response has ended.
-            session.close(str(gap))
-            yield f"data: {self.create_streaming_error_response(gap)}\n\n"
-            yield "data: [DONE]\n\n"
-        except Exception as failure:
-            logger.exception("scores could not be put into the stream")
-            error = type(failure).__name__
-            yield f"data: {self.create_streaming_error_response(failure)}\n\n"
-            yield "data: [DONE]\n\n"
-        finally:
-            session.close(error)
+    def _failed(self, error: Exception) -> Iterator[str]:
+        yield f"data: {self.create_streaming_error_response(error)}\n\n"
+        yield "data: [DONE]\n\n"
 
 
-class SteeringChat(SteeringServing, OpenAIServingChat):
+class SteeringChat(OpenAIChoices, OpenAIServingChat):
     """`/v1/chat/completions`."""
 
     async def create_chat_completion(self, request: Any, raw_request: Any = None) -> Any:
@@ -111,7 +65,7 @@ class SteeringChat(SteeringServing, OpenAIServingChat):
         return _bound(self, request_id, events)
 
 
-class SteeringCompletion(SteeringServing, OpenAIServingCompletion):
+class SteeringCompletion(OpenAIChoices, OpenAIServingCompletion):
     """`/v1/completions`."""
 
     async def create_completion(self, request: Any, raw_request: Any = None) -> Any:
@@ -125,27 +79,13 @@ class SteeringCompletion(SteeringServing, OpenAIServingCompletion):
         return _bound(self, request_id, events)
 
 
-def _bound(serving: SteeringServing, request_id: str, events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+def _bound(serving: OpenAIChoices, request_id: str, events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
     """Tie a stream to the session of the context that makes it; it is read in another context."""
-    session = current_session.get()
-    if session is None or isinstance(session, NullSession):
+    session = request_session()
+    if session is None:
         return events
     session.set_response_id(request_id)
     return serving._relay(session, events)
-
-
-async def _without_session(events: AsyncIterator[str]) -> AsyncGenerator[str, None]:
-    """Beams are searched while the stream is read: nothing of that is watched."""
-    iterator = aiter(events)
-    while True:
-        token = current_session.set(cast(RequestSession, NullSession()))
-        try:
-            event = await anext(iterator)
-        except StopAsyncIteration:
-            return
-        finally:
-            current_session.reset(token)
-        yield event
 
 
 def _decorate(response: Any, session: RequestSession, with_logprobs: bool) -> None:
@@ -195,6 +135,8 @@ def install(
     for name, served, steering in (
         ("openai_serving_chat", OpenAIServingChat, SteeringChat),
         ("openai_serving_completion", OpenAIServingCompletion, SteeringCompletion),
+        ("openai_serving_responses", OpenAIServingResponses, SteeringResponses),
+        ("anthropic_serving_messages", AnthropicServingMessages, SteeringMessages),
     ):
         handler = getattr(state, name, None)
         if handler is None:
@@ -203,4 +145,5 @@ def install(
             raise StartupError(f"{name} is a {type(handler).__name__}, not vLLM's own handler")
         handler.__class__ = steering
         handler.pilothouse_extension = extension
+        handler.pilothouse_client = client
     return client
