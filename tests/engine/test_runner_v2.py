@@ -34,7 +34,7 @@ from pilothouse.core.messages import (
 )
 from pilothouse.engine.board import Board
 from pilothouse.engine.runner import OutputWithReadings, SteeringRunnerV1, SteeringRunnerV2, give_sites
-from pilothouse.engine.sites import install_sites
+from pilothouse.engine.sites import Stream, install_sites
 
 SIGNATURES = {
     "load_model": ["self", "load_dummy_weights"],
@@ -134,8 +134,9 @@ def make_runner() -> Any:
     runner: Any = Runner()
     give_sites(runner)
     device = torch.device("cpu")
+    streams = dict.fromkeys(runner.blocks, Stream())
     buffers, sites = install_sites(
-        runner.blocks, LAYOUT, d_model=D_MODEL, dtype=torch.float32, max_tokens=64, device=device
+        runner.blocks, LAYOUT, streams, d_model=D_MODEL, dtype=torch.float32, max_tokens=64, device=device
     )
     runner.pilothouse_board = Board(LAYOUT, buffers, sites)
     return runner

@@ -291,6 +291,12 @@ def _start_here(arguments: dict[str, Any]) -> Any:
         envs.disable_envs_cache()
 
 
+def blocks_of(model: Any) -> Any:
+    """The decoder blocks of a model of Hugging Face: the outermost list of as many modules as it has layers."""
+    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    return next(found for found in lists if len(found) == model.config.get_text_config().num_hidden_layers)
+
+
 class Reference:
     """Hugging Face in float32: the whole sequence at once, edits and readouts by forward hooks.
 
@@ -300,12 +306,12 @@ class Reference:
 
     nearest: float
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, **options: Any) -> None:
         from transformers import AutoModelForCausalLM
 
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, **options)
         self.model.eval()
-        self.blocks = self.model.model.layers if hasattr(self.model, "model") else self.model.transformer.h
+        self.blocks = blocks_of(self.model)
 
     @torch.inference_mode()
     def run(self, prompt: Sequence[int], generated: Sequence[int], plan: Plan | None) -> tuple[Float32, Float32]:

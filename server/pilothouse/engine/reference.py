@@ -8,7 +8,7 @@ that is loaded; tests hold it against Hugging Face.
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,7 +165,7 @@ class _Watch:
 def answer(runner: Any, request: bytes) -> bytes | str | None:
     """`run` for an encoded request: the encoded answer, or in a string why there is none."""
     try:
-        found = run(runner, runner.pilothouse_blocks, msgspec.msgpack.decode(request, type=ReferenceRequest))
+        found = run(runner, msgspec.msgpack.decode(request, type=ReferenceRequest))
     except NoReferenceError as error:
         return str(error)
     return None if found is None else msgspec.msgpack.encode(found)
@@ -182,8 +182,8 @@ def decode(replies: Sequence[bytes | str | None]) -> ReferenceAnswer:
 
 
 @torch.inference_mode()
-def run(runner: Any, blocks: Mapping[int, nn.Module], request: ReferenceRequest) -> ReferenceAnswer | None:
-    """One sequence through the model of `runner` (either generation), whose decoder blocks are `blocks` by layer.
+def run(runner: Any, request: ReferenceRequest) -> ReferenceAnswer | None:
+    """One sequence through the model of `runner` (either generation), whose decoder blocks and streams are placed.
 
     None on ranks that hold no logits: of tensor parallelism, and earlier stages of a pipeline, which hand on what they
     come to. NoReferenceError when the model's attention is none that is spelled out here.
@@ -193,7 +193,7 @@ def run(runner: Any, blocks: Mapping[int, nn.Module], request: ReferenceRequest)
         read, norms, typical = stage.notes or (np.zeros((n_tokens, len(request.readouts))), {}, {})
         watch = _Watch(request, read, norms, typical)
         without_adapters(runner, n_tokens)
-        with _forward_context(runner, n_tokens), _spelled_out(runner.model), _watched(blocks, watch):
+        with _forward_context(runner, n_tokens), _spelled_out(runner.model), _watched(runner, watch):
             hidden = runner.model(**_inputs(runner, request.token_ids), intermediate_tensors=stage.received)
             if stage.hand_on(hidden, (watch.readouts, watch.norms, watch.typical)):
                 return None
@@ -220,25 +220,29 @@ def causal_attention(
     soft_cap: float | None = None,
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
+    chunk: int | None = None,
 ) -> torch.Tensor:
     """Softmax attention of each position over itself and those before it.
 
     query: [n_heads, n_tokens, head_size]; key, value: [n_kv_heads, n_tokens, ...], each shared by a group of heads;
     window: how many positions, itself included, are seen; sinks: one more logit for each head that takes weight from
-    the others. Returns [n_heads, n_tokens, head_size of value] float64.
+    the others; chunk: positions see only those of the same stretch of that length. Returns [n_heads, n_tokens,
+    head_size of value] float64.
     """
     groups = query.shape[0] // key.shape[0]
     key, value = (tensor.double().repeat_interleave(groups, dim=0) for tensor in (key, value))
     weights = scale * query.double() @ key.transpose(1, 2)
     if soft_cap:
         weights = soft_cap * torch.tanh(weights / soft_cap)
-    distance = torch.arange(query.shape[1], device=query.device)
-    distance = distance[:, None] - distance[None, :]
+    positions = torch.arange(query.shape[1], device=query.device)
+    distance = positions[:, None] - positions[None, :]
     if alibi_slopes is not None:
         weights = weights - alibi_slopes.double().to(query.device)[:, None, None] * distance
     hidden = distance < 0
     if window is not None:
         hidden = hidden | (distance >= window)
+    if chunk is not None:
+        hidden = hidden | (positions[:, None] // chunk != positions[None, :] // chunk)
     weights = weights.masked_fill(hidden, -torch.inf)
     if sinks is not None:
         sink = sinks.double()[:, None, None].expand(-1, query.shape[1], 1)
@@ -268,6 +272,7 @@ def _attention_of(layer: Any) -> Callable[..., torch.Tensor]:
             implementation.logits_soft_cap,
             None if slopes is None else torch.as_tensor(slopes),
             getattr(implementation, "sinks", None),
+            getattr(layer, "attention_chunk_size", None),
         )
         return mixed.transpose(0, 1).reshape(n_tokens, -1).to(output_dtype or query.dtype)
 
@@ -278,11 +283,12 @@ def _attention_of(layer: Any) -> Callable[..., torch.Tensor]:
 def _spelled_out(model: nn.Module) -> Iterator[None]:
     """Every attention layer of `model` computes what it means, without its kernels and its cache."""
     from vllm.model_executor.layers.attention import Attention
+    from vllm.model_executor.layers.attention.chunked_local_attention import ChunkedLocalAttention
     from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
     mixers = [module for module in model.modules() if isinstance(module, AttentionLayerBase)]
     for mixer in mixers:
-        if type(mixer) is not Attention or mixer.kv_sharing_target_layer_name is not None:
+        if type(mixer) not in (Attention, ChunkedLocalAttention) or mixer.kv_sharing_target_layer_name is not None:
             raise NoReferenceError(f"{type(mixer).__name__} of {type(model).__name__} is not plain causal attention")
     for mixer in mixers:
         mixer.forward = _attention_of(mixer)
@@ -294,17 +300,16 @@ def _spelled_out(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watched(blocks: Mapping[int, nn.Module], watch: _Watch) -> Iterator[None]:
+def _watched(runner: Any, watch: _Watch) -> Iterator[None]:
     """`watch` in the place of the serving sites."""
+    blocks, streams = runner.pilothouse_blocks, runner.pilothouse_streams
     serving = {layer: block._forward_hooks for layer, block in blocks.items()}
 
     def hook_of(layer: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            if isinstance(output, tuple):
-                hidden, residual = output
-                added = watch.visit(layer, hidden.double() + residual.double())
-                return (hidden.double() + added).to(hidden.dtype), residual
-            return (output.double() + watch.visit(layer, output.double())).to(output.dtype)
+            parts = streams[layer].parts(output)
+            added = watch.visit(layer, torch.stack([part.double() for part in parts]).sum(dim=0))
+            return streams[layer].replaced(output, (parts[0].double() + added).to(parts[0].dtype))
 
         return hook
 

@@ -17,8 +17,8 @@ from pilothouse.core.config import LAYOUT_KEY, EngineLayout
 from pilothouse.core.messages import ORDERS_ATTRIBUTE, READINGS_ATTRIBUTE, STAGE_KEY
 from pilothouse.engine.adapters import without_adapters
 from pilothouse.engine.board import Board, PendingReadings
-from pilothouse.engine.placement import N_TOKENS, find_blocks, require_live_stream
-from pilothouse.engine.sites import install_sites
+from pilothouse.engine.placement import N_TOKENS, find_blocks, find_streams
+from pilothouse.engine.sites import Stream, install_sites
 
 if TYPE_CHECKING:
     from vllm.v1.worker.gpu.input_batch import InputBatch
@@ -37,6 +37,7 @@ class SteeringRunner(_Base):
 
     pilothouse_board: Board
     pilothouse_blocks: dict[int, nn.Module]
+    pilothouse_streams: dict[int, Stream]
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
@@ -44,18 +45,18 @@ class SteeringRunner(_Base):
         d_model, dtype = self.model_config.get_hidden_size(), self.model_config.dtype
         blocks = find_blocks(self.model, self.model_config.get_total_num_hidden_layers())
         without_adapters(self, N_TOKENS)
-        for block in {type(block): block for block in blocks.values()}.values():
-            require_live_stream(block, self.vllm_config, d_model, dtype, self.device)
+        streams = find_streams(self.model, blocks, self.vllm_config, d_model=d_model, dtype=dtype, device=self.device)
         buffers, sites = install_sites(
             blocks,
             layout,
+            streams,
             d_model=d_model,
             dtype=dtype,
             max_tokens=self._pilothouse_max_tokens(),
             device=self.device,
             first_stage=get_pp_group().is_first_rank,
         )
-        self.pilothouse_blocks = blocks
+        self.pilothouse_blocks, self.pilothouse_streams = blocks, streams
         self.pilothouse_board = Board(layout, buffers, sites)
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:

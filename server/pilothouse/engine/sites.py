@@ -6,6 +6,7 @@ between steps, shapes never do, so nothing is ever traced or captured again.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,29 @@ from pilothouse.core.config import EngineLayout
 from pilothouse.core.errors import StartupError
 from pilothouse.engine.chains import ChainBank
 
-BlockOutput = torch.Tensor | tuple[torch.Tensor, ...]
+BlockOutput = torch.Tensor | tuple[Any, ...] | list[Any]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Where the stream is in what a block returns: the output itself, or the sum of these members of a tuple.
+
+    Tensors are [n_tokens, d_model], or [1, n_tokens, d_model].
+    """
+
+    members: tuple[int, ...] = ()
+
+    def parts(self, output: BlockOutput) -> list[torch.Tensor]:
+        """The tensors [n_tokens, d_model] whose sum is the stream; edits go into the first."""
+        found: list[Any] = [output[member] for member in self.members] if self.members else [output]
+        return [part.flatten(0, -2) for part in found]
+
+    def replaced(self, output: BlockOutput, first: torch.Tensor) -> BlockOutput:
+        """`output` with `first` [n_tokens, d_model] in the place of the first part."""
+        if isinstance(output, torch.Tensor):
+            return first.view_as(output)
+        changed = [first.view_as(m) if number == self.members[0] else m for number, m in enumerate(output)]
+        return tuple(changed) if isinstance(output, tuple) else changed
 
 
 class StepBuffers(nn.Module):
@@ -51,8 +74,17 @@ class Site(nn.Module):
     readouts: torch.Tensor
     captured: torch.Tensor
 
-    def __init__(self, buffers: StepBuffers, layout: EngineLayout, d_model: int, dtype: torch.dtype, first: bool):
+    def __init__(
+        self,
+        buffers: StepBuffers,
+        layout: EngineLayout,
+        d_model: int,
+        dtype: torch.dtype,
+        first: bool,
+        stream: Stream = Stream(),
+    ):
         super().__init__()
+        self.stream = stream
         device = buffers.rows.device
         self.buffers_ = buffers
         self.first = first
@@ -94,20 +126,19 @@ class Site(nn.Module):
         return hidden + rows + change.to(hidden.dtype)
 
     def hook(self, module: nn.Module, args: Any, output: BlockOutput) -> BlockOutput:
-        """Forward hook of a block that returns (hidden, residual) or the stream itself."""
-        if isinstance(output, tuple):
-            hidden, residual = output
-            stream = hidden.float() + residual.float()
-            self.read(stream)
-            return self.edit(hidden, stream), residual
-        stream = output.float()
+        """Forward hook of the block, whose output has the stream where `self.stream` says."""
+        parts = self.stream.parts(output)
+        stream = parts[0].float()
+        for part in parts[1:]:
+            stream = stream + part.float()
         self.read(stream)
-        return self.edit(output, stream)
+        return self.stream.replaced(output, self.edit(parts[0], stream))
 
 
 def install_sites(
     blocks: Mapping[int, nn.Module],
     layout: EngineLayout,
+    streams: Mapping[int, Stream],
     *,
     d_model: int,
     dtype: torch.dtype,
@@ -117,7 +148,8 @@ def install_sites(
 ) -> tuple[StepBuffers, dict[int, Site]]:
     """Hook the chosen ones of a loaded, not yet compiled model's decoder blocks; StartupError when none is chosen.
 
-    first_stage: no pipeline stage comes before this one, so its first site begins the sums of the readouts.
+    streams: where the stream is in what each of `blocks` returns; first_stage: no pipeline stage comes before this one,
+    so its first site begins the sums of the readouts.
     """
     chosen = blocks if layout.sites is None else layout.sites
     if not chosen:
@@ -125,7 +157,8 @@ def install_sites(
     buffers = StepBuffers(max_tokens, layout, device)
     sites: dict[int, Site] = {}
     for layer in sorted(set(chosen) & set(blocks)):
-        site = Site(buffers, layout, d_model, dtype, first=first_stage and not sites)
+        first = first_stage and not sites
+        site = Site(buffers, layout, d_model, dtype, first=first, stream=streams[layer])
         blocks[layer].add_module("pilothouse_site", site)
         blocks[layer].register_forward_hook(site.hook)
         sites[layer] = site
