@@ -142,3 +142,14 @@ def test_a_server_without_default_probes_counts_nothing(tmp_path: Path) -> None:
     server.extension.open_default("other", "tiny").close("no_token_ids")
     samples = [s for family in server.metrics_registry.collect() for s in family.samples if s.value]
     assert samples == []
+
+
+def test_default_probes_are_given_up_for_a_prompt_of_embeddings_and_asked_ones_are_not(server: FakeServer) -> None:
+    session = server.extension.open({}, "/v1/completions", "tiny")
+    assert not session.plan.empty
+    assert not session.asked
+    session.close("no_token_ids")
+    event = 'data: {"choices":[{"index":0,"text":"","finish_reason":"stop"}]}\n\n'
+    assert (session.decorate(0), session.token_scores(0), session.rewrite_event(event)) == ({}, [], event)
+    assert server.extension.open({"probes": ["truthfulness"]}, "/v1/completions", "tiny").asked
+    assert not server.extension.open({"probes": []}, "/v1/completions", "tiny").asked

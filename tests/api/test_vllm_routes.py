@@ -324,5 +324,5 @@ async def test_tools_that_the_server_calls_are_refused_to_those_who_ask_for_some
 def test_a_prompt_without_token_ids_is_refused_before_a_stream_begins(vllm: FakeVllm, server: FakeServer) -> None:
     embedded, params = {"prompt_embeds": object()}, SimpleNamespace(extra_args=None)
     with pytest.raises(BadRequest, match="token ids"):
-        vllm.client.check(server.extension.open({"steering": CALM}, RESPONSES, "tiny").plan, embedded, params)
-    vllm.client.check(server.extension.open({}, RESPONSES, "tiny").plan, embedded, params)
+        vllm.client.check(server.extension.open({"steering": CALM}, RESPONSES, "tiny"), embedded, params)
+    vllm.client.check(server.extension.open({}, RESPONSES, "tiny"), embedded, params)

@@ -108,7 +108,7 @@ class Session:
 
     def token_scores(self, index: int) -> list[dict[str, Any] | None]:
         """For each generated token so far its logit and score by probe, None where no probe has one."""
-        if not self.ask.probes:
+        if not (self._shows and self.ask.probes):
             return []
         choice = self._choices[index]
         return self._token_scores(choice, 0, len(choice.scores.track.token_ids))
@@ -150,6 +150,7 @@ class Session:
         if self._closed:
             return
         self._closed = True
+        self._shows &= error != NO_TOKEN_IDS
         if self.plan.empty or not (self._choices or error == NO_TOKEN_IDS):
             return
         try:

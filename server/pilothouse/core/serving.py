@@ -19,7 +19,8 @@ class RequestSession(Protocol):
 
     @property
     def asked(self) -> str | None:
-        """The field by which the client, or the preset that it chose, wants something done; None for default probes."""
+        """The field by which the client, or the preset that it chose, wants something done; None for default probes,
+        which are given up where need be."""
 
     def add_prompt(self, track: PromptTrack) -> None:
         """Called once for each prompt, in order, just before it goes to the engine."""
@@ -46,7 +47,7 @@ class RequestSession(Protocol):
     def close(self, error: str | None = None) -> None:
         """Called when every sequence has ended, however it ended; only the first call counts.
 
-        `error` is NO_TOKEN_IDS for a prompt that was never added, having no token ids.
+        `error` is NO_TOKEN_IDS for a prompt that was never added, having no token ids: nothing is shown from then on.
         """
 
 

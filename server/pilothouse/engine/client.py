@@ -50,6 +50,7 @@ class NullSession:
     """Stands in for the session while vLLM searches beams: it rebuilds its requests, so nothing can be carried."""
 
     plan = Plan()
+    asked = None
 
     def add_prompt(self, track: PromptTrack) -> None:
         return None
@@ -64,6 +65,7 @@ class PlanSession:
 
     plan: Plan
     track: PromptTrack | None = None
+    asked: str | None = "prompt"
 
     def add_prompt(self, track: PromptTrack) -> None:
         self.track = track
@@ -181,11 +183,9 @@ class SteeringClient:
             session = owned = self._open_default()
         ids = self._token_ids(prompt)
         if ids is None:
-            if owned is None:
-                _need_token_ids(session.plan)
+            _need_token_ids(session)
             # Realtime input and prompts of embeddings have no token ids: default probes do not watch them, and say so.
-            if owned is not None:
-                owned.close(NO_TOKEN_IDS)
+            session.close(NO_TOKEN_IDS)
             return self._generate(prompt, sampling_params, request_id, **kwargs)  # type: ignore[no-any-return]
         # A copy: vLLM's beam search gives the same parameters to many requests.
         sampling_params = copy.copy(sampling_params)
@@ -194,14 +194,14 @@ class SteeringClient:
         inner = self._generate(prompt, sampling_params, request_id, **kwargs)
         return self._relay(inner, track, sampling_params, owned)
 
-    def check(self, plan: Plan, prompt: Any, sampling_params: Any) -> None:
+    def check(self, session: RequestSession, prompt: Any, sampling_params: Any) -> None:
         """BadRequest where `generate` would raise it, for handlers that call that only once an answer has begun."""
         refuse_reserved(sampling_params)
         ids = self._token_ids(prompt)
         if ids is None:
-            _need_token_ids(plan)
-        elif not plan.empty:
-            resolve(plan, len(ids), self._layout, self._largest)
+            _need_token_ids(session)
+        elif not session.plan.empty:
+            resolve(session.plan, len(ids), self._layout, self._largest)
 
     async def add_request_async(self, request: Any) -> None:
         """vLLM's `add_request_async`, with the content of directions that the engine has not been sent."""
@@ -292,8 +292,8 @@ class SteeringClient:
                 owned.close(error)
 
 
-def _need_token_ids(plan: Plan) -> None:
-    if not plan.empty:
+def _need_token_ids(session: "RequestSession | NullSession") -> None:
+    if session.asked is not None:
         raise BadRequest("steering and probes need a prompt of token ids", "prompt")
 
 

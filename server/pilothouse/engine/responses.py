@@ -49,7 +49,7 @@ class SteeringResponses(SteeringServing, OpenAIServingResponses):
                 raise BadRequest("a response with built-in tools can be neither steered nor probed", session.asked)
             session = None
         if session is not None:
-            self.pilothouse_client.check(session.plan, engine_input, sampling_params)
+            self.pilothouse_client.check(session, engine_input, sampling_params)
             session.set_response_id(more["request_id"])
         context.pilothouse_session = session
         inner = super()._generate_with_builtin_tools(
