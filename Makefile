@@ -15,7 +15,7 @@ export DO_NOT_TRACK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test serve test test-all matrix lint bench harbor clean
+.PHONY: help setup setup-test serve test test-all matrix lint rehearsal bench harbor clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ test-all: lint ## the slow ones too
 
 matrix: setup-test ## every cell of tests/matrix; writes its manifest and the README's tables
 	PILOTHOUSE_MATRIX=write $(BIN)/pytest tests/matrix $(ARGS)
+
+rehearsal: setup ## which seams VLLM=0.33.0 moves; its source is read, nothing is installed
+	$(BIN)/python requirements/rehearse.py $(VLLM)
 
 bench: setup ## what steering and probing cost, against plain vLLM
 	@mkdir -p bench

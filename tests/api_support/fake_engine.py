@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from api_support.artefacts import D_MODEL, SHAPE
 from pilothouse.api.errors import error_body, error_response
+from pilothouse.api.peers import Peers
 from pilothouse.api.plugin import PilothousePlugin, assemble
 from pilothouse.core.config import EngineLayout, ServerConfig
 from pilothouse.core.directions import Direction
@@ -98,13 +99,20 @@ class FakeServer:
     layout: EngineLayout = field(default_factory=EngineLayout)
     shape: ModelShape = SHAPE
     bos: int | None = BOS
+    peers: Peers | None = None
 
     def __post_init__(self) -> None:
         self.metrics_registry = CollectorRegistry()
         self.sessions: list[RequestSession] = []
         self.extension: RequestExtension
         self.extension, state = assemble(
-            self.config, self.shape, self.layout, decode, self.bos, lambda t: Metrics(t, self.metrics_registry)
+            self.config,
+            self.shape,
+            self.layout,
+            decode,
+            self.bos,
+            lambda t: Metrics(t, self.metrics_registry),
+            self.peers,
         )
         self.app = FastAPI()
         PilothousePlugin().attach_router(self.app)

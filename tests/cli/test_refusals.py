@@ -85,7 +85,8 @@ def test_a_probe_that_does_not_fit(
     ("flags", "what"),
     [
         (["--pipeline-parallel-size", "2"], "pipeline parallelism"),
-        (["--api-server-count", "2"], "several API servers"),
+        (["--api-server-count", "0"], "headless"),
+        (["--data-parallel-multi-port-external-lb"], "once for each rank"),
         (["--kv-events-config", '{"enable_kv_cache_events": true}'], "KV events"),
         (["--kv-offloading-size", "1"], "KV connectors"),
         (["--sites", "2,9"], "sites [9] do not exist"),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pilothouse.core.directions import Direction
 from pilothouse.core.messages import WireDirections
-from pilothouse.engine.client import Courier
+from pilothouse.engine.client import Courier, Couriers
 from pilothouse.engine.directions import DirectionStore
 
 DIRECTIONS = [Direction({0: np.full(4, i, dtype=np.float32)}) for i in range(5)]
@@ -16,48 +16,50 @@ SIZE = 16
 
 
 class System:
-    """One client, one engine core and one worker, with only what concerns directions."""
+    """One client, several engine cores each with a worker, with only what concerns directions."""
 
-    def __init__(self, capacity: int) -> None:
-        self.courier = Courier(capacity * SIZE)
-        self.store = DirectionStore()
-        self.worker: set[bytes] = set()
-        self.live: list[list[Direction]] = []
+    def __init__(self, capacity: int, engines: int = 1) -> None:
+        self.couriers = Couriers(capacity * SIZE)
+        self.stores = [DirectionStore() for _ in range(engines)]
+        self.workers: list[set[bytes]] = [set() for _ in range(engines)]
+        self.live: list[tuple[list[Direction], int]] = []
 
-    def start(self, named: list[Direction], fate: str) -> bool:
-        """A request goes out; True when the engine could run it."""
-        self.courier.hold(named)
-        self.live.append(named)
-        parcel = self.courier.parcel(named)
+    def start(self, named: list[Direction], fate: str, engine: int = 0) -> bool:
+        """A request goes out to an engine; True when it could run it."""
+        courier, store = self.couriers.to(bytes([engine])), self.stores[engine]
+        self.couriers.hold(named)
+        self.live.append((named, engine))
+        parcel = courier.parcel(named)
         if parcel is not None and fate == "not sent":
-            self.courier.returned(parcel)
+            courier.returned(parcel)
             self.finish(-1, reached=False)
             return True
         if parcel is not None:
-            self.courier.arrived(parcel)
+            courier.arrived(parcel)
             if fate != "dropped":
-                self.store.take(0, parcel)
+                store.take(0, parcel)
         digests = {d.digest for d in named}
-        if fate == "dropped" or self.store.missing(digests):
-            self.courier.lost(digests)
+        if fate == "dropped" or store.missing(digests):
+            self.couriers.lost(digests)
             self.finish(-1, reached=False)
             return fate == "dropped"
-        self.store.pin(digests)
-        self.step(digests)
+        store.pin(digests)
+        self.step(digests, engine)
         return True
 
-    def step(self, needed: set[bytes]) -> None:
-        forget = self.store.dropped()
-        new = self.store.unsent(needed)
-        self.worker.difference_update(forget)
-        self.worker.update(new)
-        assert needed <= self.worker
+    def step(self, needed: set[bytes], engine: int) -> None:
+        store, worker = self.stores[engine], self.workers[engine]
+        forget = store.dropped()
+        new = store.unsent(needed)
+        worker.difference_update(forget)
+        worker.update(new)
+        assert needed <= worker
 
     def finish(self, index: int, reached: bool = True) -> None:
-        named = self.live.pop(index)
-        self.courier.drop(named)
+        named, engine = self.live.pop(index)
+        self.couriers.drop(named)
         if reached:
-            self.store.unpin({d.digest for d in named})
+            self.stores[engine].unpin({d.digest for d in named})
 
 
 moves = st.lists(
@@ -66,35 +68,49 @@ moves = st.lists(
             st.just("start"),
             st.lists(st.sampled_from(DIRECTIONS), min_size=1, max_size=2, unique=True),
             st.sampled_from(["sent"] * 4 + ["not sent", "dropped"]),
+            st.integers(0, 1),
         ),
-        st.tuples(st.just("finish"), st.just([]), st.just("")),
+        st.tuples(st.just("finish"), st.just([]), st.just(""), st.just(0)),
     ),
     max_size=60,
 )
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.integers(1, 3), moves)
+@given(st.integers(1, 3), st.integers(1, 2), moves)
 def test_a_request_fails_only_for_content_that_was_just_lost(
-    capacity: int, sequence: list[tuple[str, list[Direction], str]]
+    capacity: int, engines: int, sequence: list[tuple[str, list[Direction], str, int]]
 ) -> None:
-    system, lossy = System(capacity), False
-    for kind, named, fate in sequence:
+    system, lossy = System(capacity, engines), False
+    for kind, named, fate, number in sequence:
+        engine = number % engines
         if kind == "finish":
             if system.live:
                 system.finish(0)
             continue
-        ran = system.start(named, fate)
+        ran = system.start(named, fate, engine)
         assert ran or lossy, "content was missing though nothing was ever lost"
         if not ran:
-            assert system.start(named, "sent"), "what was lost was not sent again"
+            assert system.start(named, "sent", engine), "what was lost was not sent again"
         lossy = lossy or fate == "dropped"
     while system.live:
         system.finish(0)
     if not lossy:
-        # With nobody left, one more request makes room: the engine keeps no more than the client's budget.
-        assert system.start([Direction({0: np.full(4, 99, dtype=np.float32)})], "sent")
-        assert len(system.store) <= capacity
+        # With nobody left, one more request makes room: no engine keeps more than the client's budget.
+        for engine, store in enumerate(system.stores):
+            assert system.start([Direction({0: np.full(4, 99, dtype=np.float32)})], "sent", engine)
+            assert len(store) <= capacity
+
+
+def test_an_engine_is_sent_what_it_lacks_whatever_others_have() -> None:
+    couriers = Couriers(1 << 20)
+    for engine in (b"0", b"1"):
+        parcel = couriers.to(engine).parcel(DIRECTIONS[:2])
+        assert parcel is not None
+        couriers.to(engine).arrived(parcel)
+        assert couriers.to(engine).parcel(DIRECTIONS[:2]) is None
+    couriers.lost([DIRECTIONS[0].digest])
+    assert all(couriers.to(engine).parcel(DIRECTIONS[:2]) is not None for engine in (b"0", b"1"))
 
 
 def test_content_is_sent_once() -> None:

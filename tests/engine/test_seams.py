@@ -4,91 +4,63 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 import vllm
+from engine_support.seams import Tree, changed, moved
 from openai.types.responses import ResponseTextDeltaEvent
 from vllm.compilation import decorators
 from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest, AnthropicMessagesResponse
 from vllm.entrypoints.anthropic.serving import AnthropicServingMessages, wrap_data_with_event
-from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
-from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.openai.responses.context import HarmonyContext, ParsableContext, SimpleContext
 from vllm.entrypoints.openai.responses.protocol import ResponseCompletedEvent, ResponsesRequest, ResponsesResponse
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.forward_context import set_forward_context
-from vllm.model_executor.layers.attention import Attention
-from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import CachedRequestData
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.core_client import AsyncMPClient
-from vllm.v1.engine.output_processor import OutputProcessor, RequestState
-from vllm.v1.worker.cpu_model_runner import CPUModelRunner
-from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+from vllm.v1.engine.core_client import AsyncMPClient, DPAsyncMPClient, DPLBAsyncMPClient
+from vllm.v1.engine.output_processor import RequestState
 
 from pilothouse.api.names import FIELDS, near_miss
 from pilothouse.core.errors import StartupError
 from pilothouse.engine import prefix_cache, versions
 
-SIGNATURES: list[tuple[Any, str, list[str]]] = [
-    (GPUModelRunner, "_prepare_inputs", ["self", "scheduler_output", "num_scheduled_tokens"]),
-    (GPUModelRunner, "execute_model", ["self", "scheduler_output", "intermediate_tensors"]),
-    (GPUModelRunner, "sample_tokens", ["self", "grammar_output"]),
-    (CPUModelRunner, "load_model", ["self", "load_dummy_weights"]),
-    (Scheduler, "schedule", ["self", "throttle_prefills"]),
-    (Scheduler, "add_request", ["self", "request"]),
-    (Scheduler, "_handle_blocked_waiting_request", ["self", "request"]),
-    (Scheduler, "_free_request", ["self", "request", "delay_free_blocks"]),
-    (Scheduler, "_update_request_with_output", ["self", "request", "new_token_ids", "is_stale"]),
-    (AsyncScheduler, "_update_request_with_output", ["self", "request", "new_token_ids", "is_stale"]),
-    (Scheduler, "_get_local_prefix_cache_hit", ["self", "request"]),
-    (Scheduler, "reset_prefix_cache", ["self", "reset_running_requests", "reset_connector"]),
-    (KVCacheManager, "prefix_cache_lookup_enabled", ["self", "request"]),
-    (KVCacheManager, "create_kv_cache_blocks", ["self", "blocks"]),
-    (KVCacheCoordinator, "find_longest_cache_hit", ["self", "block_hashes", "max_cache_hit_length"]),
-    (Attention, "forward", ["self", "query", "key", "value", "output_shape", "output_dtype"]),
-    (AsyncLLM, "collective_rpc", ["self", "method", "timeout", "args"]),
-    (Scheduler, "update_from_output", ["self", "scheduler_output", "model_runner_output"]),
-    (OutputProcessor, "process_outputs", ["self", "engine_core_outputs"]),
-    (AsyncMPClient, "add_request_async", ["self", "request"]),
-    (AsyncLLM, "generate", ["self", "prompt", "sampling_params", "request_id"]),
-    (OpenAIServingChat, "create_chat_completion", ["self", "request", "raw_request"]),
-    (OpenAIServingCompletion, "create_completion", ["self", "request", "raw_request"]),
-    (OpenAIServingChat, "chat_completion_stream_generator", ["self", "request", "result_generator", "request_id"]),
-    (
-        OpenAIServingCompletion,
-        "completion_stream_generator",
-        ["self", "request", "engine_inputs", "result_generator", "request_id"],
-    ),
-    (OpenAIServingResponses, "create_responses", ["self", "request", "raw_request"]),
-    (OpenAIServingResponses, "_generate_with_builtin_tools", ["self", "request_id", "engine_input", "sampling_params"]),
-    *(
-        (
-            OpenAIServingResponses,
-            name,
-            ["self", "request", "sampling_params", "result_generator", "context", "model_name"],
-        )
-        for name in ("responses_full_generator", "responses_stream_generator")
-    ),
-    (OpenAIServingResponses, "responses_background_stream_generator", ["self", "response_id", "starting_after"]),
-    (AnthropicServingMessages, "create_messages", ["self", "request", "raw_request"]),
-    (AnthropicServingMessages, "message_stream_converter", ["self", "generator"]),
-    (
-        AnthropicServingMessages,
-        "chat_completion_stream_generator",
-        ["self", "request", "result_generator", "request_id"],
-    ),
-]
+INSTALLED = Tree(Path(vllm.__file__).parent)
 
 
-@pytest.mark.parametrize(("owner", "name", "first"), SIGNATURES, ids=lambda value: getattr(value, "__name__", None))
-def test_an_overridden_method_has_the_signature_it_was_written_against(owner: Any, name: str, first: list[str]) -> None:
-    assert list(inspect.signature(getattr(owner, name)).parameters)[: len(first)] == first
+def test_the_seams_hold_in_the_installed_source() -> None:
+    assert moved(INSTALLED) == []
+    assert changed(INSTALLED, INSTALLED) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "said"),
+    [
+        ("v1/utils.py", "def run_api_server_worker_proc(", "def run_api_server(", "run_api_server_worker_proc is gone"),
+        ("v1/utils.py", "    listen_address, sock, args, client_config", "    sock, args, client_config", "takes"),
+        ("v1/utils.py", "target_server_fn or run_api", "run_api", "has no `target_server_fn or"),
+        ("v1/request.py", "    FINISHED_STOPPED =", "    FINISHED =", "RequestStatus has no FINISHED_STOPPED"),
+        ("v1/utils.py", "import os\n", "import os\n# generate_block_hash_extra_keys\n", "is named by"),
+        ("entrypoints/cli/serve.py", "class ServeSubcommand", "class Serve", "ServeSubcommand is gone (launch.py"),
+    ],
+)
+def test_a_seam_that_moved_is_named(file: str, before: str, after: str, said: str) -> None:
+    class Altered(Tree):
+        def text(self, path: Path) -> str:
+            text = super().text(path)
+            if path != self.root / file:
+                return text
+            assert before in text
+            return text.replace(before, after)
+
+    found = moved(Altered(INSTALLED.root))
+    assert found
+    assert all(said in line for line in found), found
 
 
 def test_a_response_is_generated_by_one_generator_that_its_context_goes_through() -> None:
@@ -181,3 +153,20 @@ def test_another_vllm_is_refused_with_the_versions_that_work(monkeypatch: pytest
     monkeypatch.setattr(versions, "installed_vllm", lambda: "0.31.0")
     with pytest.raises(StartupError, match=r"0\.31\.0 is not supported; versions that work: 0\.32\.0"):
         versions.require_supported_vllm()
+
+
+def test_the_client_of_several_engines_keeps_to_its_choice() -> None:
+    client = object.__new__(DPLBAsyncMPClient)
+    client.core_engines, client.lb_engines = [b"\0\0", b"\1\0"], [[0, 0, 0.0], [0, 0, 0.0]]
+    client.reqs_in_flight, client.engine_inflight = {}, Counter()
+    client.client_count, client.eng_start_index = 1, 0
+    requests = [SimpleNamespace(request_id=str(i), data_parallel_rank=None, pooling_params=None) for i in range(4)]
+    chosen = [client.get_core_engine_for_request(request) for request in requests]
+    assert set(chosen) == set(client.core_engines)
+    assert [client.get_core_engine_for_request(request) for request in requests] == chosen
+    assert client.engine_inflight == {b"\0\0": 2, b"\1\0": 2}, "asking again counts nothing twice"
+    asked = SimpleNamespace(request_id="r", data_parallel_rank=1, pooling_params=None)
+    assert client.get_core_engine_for_request(asked) == b"\1\0"
+    source = inspect.getsource(DPAsyncMPClient.add_request_async)
+    assert "self.get_core_engine_for_request(request)" in source
+    assert not hasattr(AsyncMPClient, "get_core_engine_for_request")

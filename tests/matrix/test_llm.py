@@ -139,7 +139,7 @@ def test_no_leaks(llm: LLM, reference: Reference) -> None:
     assert after[0].outputs[0].token_ids == before.token_ids
     client = llm.pilothouse_client
     assert not client._running
-    assert not client.courier._live
+    assert not client.couriers.live
     assert not client._choices
 
 

@@ -1,9 +1,14 @@
 """Metrics: the contract's names and labels, exact thresholds, and sinks that fail."""
 
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from pilothouse.core.records import ChoiceOutcome, GapKind, OutcomeSink, ProbeOutcome, RequestOutcome
 from pilothouse.telemetry.metrics import Metrics, score_buckets
@@ -107,3 +112,29 @@ def test_a_failing_sink_disturbs_nobody_and_is_logged_once(caplog: pytest.LogCap
         sinks.observe(outcome())
     assert (len(first.taken), len(last.taken)) == (2, 2)
     assert caplog.text.count("Failing failed") == 1
+
+
+PROCESS = """
+from pilothouse.core.records import ChoiceOutcome, ProbeOutcome, RequestOutcome
+from pilothouse.telemetry.metrics import Metrics
+choice = ChoiceOutcome((ProbeOutcome("p", 0.9, 0.2, True, 3),), {"v": 4}, ())
+outcome = RequestOutcome("id", "m", "/v1/completions", "v", ("v",), 0.0, (choice,))
+Metrics([0.873]).observe(outcome)
+"""
+
+
+def test_what_several_api_servers_count_adds_up(tmp_path: Path) -> None:
+    # As vLLM has it where there are several: each process writes files, and whoever is asked adds them up.
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    processes = [subprocess.Popen([sys.executable, "-c", PROCESS], env=environment) for _ in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    together = CollectorRegistry()
+    MultiProcessCollector(together, str(tmp_path))  # type: ignore[no-untyped-call]
+    value = together.get_sample_value
+    assert value("pilothouse_steering_requests_total", {"model_name": "m", "vector": "v"}) == 2
+    assert value("pilothouse_steering_tokens_total", {"model_name": "m", "vector": "v"}) == 8
+    scored = {"model_name": "m", "probe": "p", "steering": "v"}
+    assert value("pilothouse_probe_score_count", scored) == 2
+    assert value("pilothouse_probe_score_bucket", {**scored, "le": "0.873"}) == 0
+    assert value("pilothouse_probe_score_bucket", {**scored, "le": "0.9"}) == 2
+    assert value("pilothouse_probe_prompt_end_bucket", {**scored, "le": "0.2"}) == 2

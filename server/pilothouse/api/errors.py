@@ -31,8 +31,8 @@ class TooLargeError(PilothouseError):
 
 
 class BusyError(PilothouseError):
-    """An administrative request that the engine, the registry or the disk could not take, so nothing was changed: HTTP
-    503."""
+    """An administrative request that the engine, the registry, the disk or another API server could not take; nothing
+    was changed, or it says what was: HTTP 503."""
 
 
 def status_of(error: PilothouseError) -> int:

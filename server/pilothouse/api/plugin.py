@@ -12,6 +12,7 @@ from starlette.datastructures import State
 
 from pilothouse.api.catalogue import Catalogue
 from pilothouse.api.guard import FieldGuard
+from pilothouse.api.peers import Message, Peers
 from pilothouse.api.plans import Planner
 from pilothouse.api.presets import Preset, Presets, load_presets
 from pilothouse.api.registry import Registry
@@ -24,6 +25,7 @@ from pilothouse.api.watch import watch
 from pilothouse.core.config import EngineLayout, ServerConfig
 from pilothouse.core.errors import BadRequest, StartupError
 from pilothouse.core.serving import RequestExtension
+from pilothouse.core.siblings import Siblings
 from pilothouse.core.sites import ModelShape
 from pilothouse.telemetry.metrics import Metrics
 from pilothouse.telemetry.sinks import Sinks
@@ -49,16 +51,21 @@ class PilothousePlugin:
         from pilothouse.engine.selftest import self_test
 
         config = ServerConfig.from_environment()
+        siblings = Siblings.from_environment()
+        peers = None if siblings is None else Peers(siblings)
 
         def make_extension(
             shape: ModelShape, layout: EngineLayout, decode: Decode, bos_token_id: int | None
         ) -> RequestExtension:
-            extension, api_state = assemble(config, shape, layout, decode, bos_token_id)
+            extension, api_state = assemble(config, shape, layout, decode, bos_token_id, peers=peers)
             setattr(state, ATTRIBUTE, api_state)
             return extension
 
         install(engine_client, state, make_extension)
         assembled: ApiState = getattr(state, ATTRIBUTE)
+        if peers is not None:
+            # From here on no other API server changes the registry without this one.
+            await peers.listen(partial(answer_peer, assembled))
         served = replace(assembled, deliver=partial(deliver, engine_client))
         lengths: Mapping[int, float] = {}
         if config.self_test:
@@ -67,7 +74,7 @@ class PilothousePlugin:
             served = replace(served, self_test=str(report))
         served.strength_limit.lengths = lengths
         served.registry.recheck()
-        if config.reload_seconds:
+        if config.reload_seconds and (peers is None or peers.first):
             watching = asyncio.create_task(watch(served.registry, config.reload_seconds))
             served = replace(served, watching=watching)
         setattr(state, ATTRIBUTE, served)
@@ -85,9 +92,15 @@ def assemble(
     decode: Decode,
     bos_token_id: int | None,
     make_metrics: Callable[[Iterable[float]], Metrics] = Metrics,
+    peers: Peers | None = None,
 ) -> tuple[Extension, ApiState]:
-    """The parts of a server for a model of this shape, wired together; ArtefactError or StartupError if one is bad."""
-    registry = Registry(config, shape)
+    """The parts of a server for a model of this shape, wired together; ArtefactError or StartupError if one is bad.
+
+    peers: further API servers of this server.
+    """
+    if peers is not None and config.uploads is None:
+        config = replace(config, uploads=peers.uploads)
+    registry = Registry(config, shape, peers)
     results = ResultsStore(config.max_results)
     thresholds = [probe.threshold for probe in registry.catalogue.probes.values()]
     around = Surroundings(
@@ -100,9 +113,29 @@ def assemble(
     presets = load_presets(config.presets)
     registry.require(partial(_check_plans, planner, config, presets))
     state = ApiState(
-        registry, results, layout, config.limits, config.admin_key, planner.strength_limit, presets=tuple(presets)
+        registry,
+        results,
+        layout,
+        config.limits,
+        config.admin_key,
+        planner.strength_limit,
+        presets=tuple(presets),
+        peers=peers,
     )
     return Extension(planner, around, Presets(presets)), state
+
+
+async def answer_peer(state: ApiState, message: Message) -> str | None:
+    """What another API server of this server is told, or asks: a change of the registry, or for a record."""
+    match message["do"]:
+        case "nothing":
+            return None
+        case "record":
+            kept = state.results.find(message["id"])
+            return None if kept is None else kept.decode()
+    # Not in the pool of the routes, whose threads may all wait for the API server that says this.
+    await asyncio.to_thread(state.registry.follow, message)
+    return None
 
 
 def _check_plans(planner: Planner, config: ServerConfig, presets: Mapping[str, Preset], catalogue: Catalogue) -> None:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,6 +12,7 @@ from pilothouse.api.errors import BusyError, ConflictError
 from pilothouse.api.features import watched_feature
 from pilothouse.api.loading import check_entry, load_catalogue, places
 from pilothouse.api.names import quote
+from pilothouse.api.peers import Message, Peers
 from pilothouse.api.presets import Monitor, load_monitors
 from pilothouse.api.uploads import Uploads
 from pilothouse.core.artefact import read_artefact
@@ -33,8 +34,12 @@ Check = Callable[[Catalogue], None]
 class Registry:
     """Hands out the present catalogue without a lock; changes take turns, and happen whole or not at all."""
 
-    def __init__(self, config: ServerConfig, shape: ModelShape) -> None:
-        """What is configured, held against the served model; ArtefactError or StartupError names what is bad."""
+    def __init__(self, config: ServerConfig, shape: ModelShape, peers: Peers | None = None) -> None:
+        """What is configured, held against the served model; ArtefactError or StartupError names what is bad.
+
+        peers: further API servers of this server, whose registries change with this one.
+        """
+        self._peers = peers
         self.shape = shape
         self.reload_error: str | None = None
         self._config = config
@@ -88,7 +93,7 @@ class Registry:
         began: plans hold content, not names.
         """
         with self._turn():
-            self._catch_up()
+            change = self._caught_up({"do": "add", "kind": kind, "name": entry.name})
             self.check_free(kind, entry, replaces)
             present = self._artefacts.entries(kind)
             old = present.get(entry.name)
@@ -98,6 +103,7 @@ class Registry:
                 # Kept even where a configured folder has the same: that folder may lose it.
                 self.uploads.keep(kind, entry.name, staged)
                 self.uploads.undelete(kind, entry.name)
+            self._tell(change)
         return card_of(kind, entry.name, entry)
 
     def remove(self, kind: Kind, name: str) -> dict[str, Any]:
@@ -106,7 +112,7 @@ class Registry:
         Requests that already hold it end as they began. ConflictError where the server's configuration needs it.
         """
         with self._turn():
-            self._catch_up()
+            change = self._caught_up({"do": "remove", "kind": kind, "name": name})
             card = self.catalogue.card(kind, name)
             if kind == "probes" and name in self._monitors:
                 raise ConflictError(f"{quote(name)} is a monitor of this server and cannot be deleted")
@@ -116,6 +122,7 @@ class Registry:
                 if (configured := self._loaded.configured[kind].get(name)) is not None:
                     self.uploads.delete(kind, name, configured)
                 self.uploads.drop(kind, name)
+            self._tell(change)
         return card
 
     def reload(self) -> dict[str, dict[str, list[str]]]:
@@ -126,7 +133,22 @@ class Registry:
         with self._turn():
             before = self._artefacts
             self._reload()
+            self._tell({"do": "reload"})
             return {kind: _difference(before.contents(kind), self._artefacts.contents(kind)) for kind in KINDS}
+
+    def follow(self, change: Message) -> None:
+        """Make a change that another API server of this server has made; PilothouseError when that cannot be."""
+        # That one has the turn.
+        with self._alone():
+            if change["do"] == "reload":
+                self._reload()
+                return
+            kind, name = change["kind"], change["name"]
+            entries = {other: entry for other, entry in self._artefacts.entries(kind).items() if other != name}
+            if change["do"] == "add":
+                entries[name] = self.read_upload(kind, self.uploads.path(kind, name))
+            with self._change(self._artefacts.with_entries(kind, entries)):
+                pass
 
     def signature(self) -> tuple[str, ...]:
         """Changes whenever `reload` may find something new. ArtefactError when a place cannot be looked at."""
@@ -144,13 +166,28 @@ class Registry:
         self.catalogue, self._artefacts, self._loaded, self._seen = catalogue, loaded.catalogue, loaded, seen
         self.reload_error = None
 
-    def _catch_up(self) -> None:
-        """Read all again when another server has changed the uploads; ConflictError when that cannot be."""
-        if self.uploads.signature() != self._seen:
-            self._reload()
+    def _caught_up(self, change: Message) -> Message:
+        """Read all again when another server has changed the uploads; ConflictError when that cannot be.
+
+        change: what is going to be made; what the other API servers are to do by then.
+        """
+        if self.uploads.signature() == self._seen:
+            return change
+        self._reload()
+        return {"do": "reload"}
+
+    def _tell(self, change: Message) -> None:
+        if self._peers is not None:
+            self._peers.tell(change, otherwise="this one has made the change, send it again")
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
+        # First the turn among all, then here: whoever has the former waits for others to get the latter.
+        with nullcontext() if self._peers is None else self._peers.turn(PATIENCE), self._alone():
+            yield
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
         if not self._changing.acquire(timeout=PATIENCE):
             raise BusyError("the registry is being read again: nothing was changed, try once more")
         try:

@@ -2,6 +2,7 @@
 
 import json
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from pilothouse.api.names import quote
@@ -40,7 +41,7 @@ class ResultsStore:
             replaced = earlier.replaced + 1
             self._bytes -= len(earlier.text)
         record = _record(outcome, replaced)
-        text = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        text = _encoded(record)
         self._bytes += len(text)
         self._records[outcome.response_id] = _Kept(text, replaced)
         while len(self._records) > self.max_records or (self._bytes > self._max_bytes and len(self._records) > 1):
@@ -49,11 +50,31 @@ class ResultsStore:
 
     def read(self, response_id: str) -> bytes:
         """The record as JSON; NotFound when there is none, or no longer."""
-        if response_id not in self._records:
+        found = self.find(response_id)
+        if found is None:
             why = "it is unknown, unscored or too old" if self.max_records else "this server keeps none"
             raise NotFound(f"there is no record of response {quote(response_id)}: {why}")
+        return found
+
+    def find(self, response_id: str) -> bytes | None:
+        """The record as JSON; None when there is none, or no longer."""
+        if response_id not in self._records:
+            return None
         self._records.move_to_end(response_id)
         return self._records[response_id].text
+
+
+def newest(records: Sequence[bytes]) -> bytes:
+    """Of the records under one id that several API servers have, the newest, which counts the others as replaced."""
+    if len(records) == 1:
+        return records[0]
+    found = sorted(map(json.loads, records), key=lambda record: record["created"])
+    replaced = sum(record["replaced"] for record in found) + len(found) - 1
+    return _encoded({**found[-1], "replaced": replaced})
+
+
+def _encoded(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _record(outcome: RequestOutcome, replaced: int) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from typing import Any, get_args
 
 from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
 
 from pilothouse.api.errors import ErrorRoute
 from pilothouse.api.fields import Unit, operations
 from pilothouse.api.guard import MAX_BODY_BYTES
 from pilothouse.api.registry_routes import add_registry_routes, require_admin
+from pilothouse.api.results import newest
 from pilothouse.api.state import ApiState, state_of
 from pilothouse.core.edits import NamedPositions
 from pilothouse.core.sites import SITE
@@ -80,4 +82,10 @@ async def result(request: Request, response_id: str) -> Response:
     state = state_of(request)
     if state.admin_key is not None:
         require_admin(request)
+    found = [state.results.find(response_id)]
+    if state.peers is not None:
+        asked = await run_in_threadpool(state.peers.ask, {"do": "record", "id": response_id})
+        found += [text.encode() for text in asked if text is not None]
+    if records := [record for record in found if record is not None]:
+        return Response(newest(records), media_type="application/json")
     return Response(state.results.read(response_id), media_type="application/json")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from pilothouse.api.peers import Peers
 from pilothouse.api.registry import Registry
 from pilothouse.api.results import ResultsStore
 from pilothouse.api.strength import StrengthLimit
@@ -31,7 +32,7 @@ class ApiState:
     """The parts of a running server that its routes show or change.
 
     self_test: its findings, None if it was not run; watching: looks for changed artefacts, held here because the event
-    loop keeps no hold of its tasks.
+    loop keeps no hold of its tasks; peers: further API servers of this server.
     """
 
     registry: Registry
@@ -44,6 +45,7 @@ class ApiState:
     presets: tuple[str, ...] = ()
     deliver: Deliver = nowhere
     watching: asyncio.Task[None] | None = None
+    peers: Peers | None = None
 
 
 def state_of(request: Request) -> ApiState:

@@ -69,13 +69,13 @@ class Uploads:
     def keep(self, kind: Kind, name: str, staged: Path) -> Path:
         """Make a staged file the upload of that name, in the place of an earlier one; its path."""
         self.make()
-        path = self._path(kind, name)
+        path = self.path(kind, name)
         staged.replace(path)
         return path
 
     def drop(self, kind: Kind, name: str) -> None:
         """Remove the upload of that name, if there is one."""
-        self._path(kind, name).unlink(missing_ok=True)
+        self.path(kind, name).unlink(missing_ok=True)
 
     def delete(self, kind: Kind, name: str, digest: str) -> None:
         """Hide what configured folders have under that name, for as long as its content has this digest."""
@@ -109,7 +109,8 @@ class Uploads:
             if time.time() - path.stat().st_mtime > ABANDONED:
                 path.unlink(missing_ok=True)
 
-    def _path(self, kind: Kind, name: str) -> Path:
+    def path(self, kind: Kind, name: str) -> Path:
+        """Where the upload of that name is, if there is one."""
         # Names come from cards: the pattern has no separators, and a leading dot is not allowed.
         return self.folder(kind) / f"{check_name(name)}{SUFFIX}"
 

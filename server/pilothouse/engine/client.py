@@ -2,8 +2,9 @@
 
 Seams, each on the one `AsyncLLM` instance of the process: `generate` (a plan for every request, forged keys refused),
 `engine_core.add_request_async` (content of new directions rides with the first request that needs it, in the order in
-which the engine receives requests), `output_processor.process_outputs` (readings are taken off before vLLM merges
-chunks or shows `kv_transfer_params` to the client).
+which its engine receives requests; with data parallelism `engine_core.get_core_engine_for_request` says which engine
+that is, and is asked before vLLM asks it), `output_processor.process_outputs` (readings are taken off before vLLM
+merges chunks or shows `kv_transfer_params` to the client).
 """
 
 import copy
@@ -74,27 +75,39 @@ class PlanSession:
         return None
 
 
-class Courier:
-    """Knows what this client has sent to the engine, and when it may be forgotten."""
+class Holder:
+    """Knows which directions belong to requests that are not over, by digest."""
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._sent: OrderedDict[bytes, int] = OrderedDict()
-        self._live: dict[bytes, int] = {}
-        self._forgotten: list[bytes] = []
-        self._bytes = 0
+    def __init__(self) -> None:
+        self.live: dict[bytes, int] = {}
 
     def hold(self, directions: list[Direction]) -> None:
         """These directions belong to a request that is not over."""
         for direction in directions:
-            self._live[direction.digest] = self._live.get(direction.digest, 0) + 1
+            self.live[direction.digest] = self.live.get(direction.digest, 0) + 1
 
     def drop(self, directions: list[Direction]) -> None:
         """Undo one `hold`."""
         for direction in directions:
-            self._live[direction.digest] -= 1
-            if not self._live[direction.digest]:
-                del self._live[direction.digest]
+            self.live[direction.digest] -= 1
+            if not self.live[direction.digest]:
+                del self.live[direction.digest]
+
+
+class Courier(Holder):
+    """Knows what this client has sent to one engine, and when it may be forgotten.
+
+    live: what the requests of all engines hold, where there are several; what is held is sent, or will be.
+    """
+
+    def __init__(self, max_bytes: int, live: dict[bytes, int] | None = None) -> None:
+        super().__init__()
+        if live is not None:
+            self.live = live
+        self._max_bytes = max_bytes
+        self._sent: OrderedDict[bytes, int] = OrderedDict()
+        self._forgotten: list[bytes] = []
+        self._bytes = 0
 
     def parcel(self, directions: list[Direction]) -> WireDirections | None:
         """What to send along with a request that needs `directions`; None when the engine has it all.
@@ -131,9 +144,30 @@ class Courier:
         for digest in list(self._sent):
             if self._bytes + coming <= self._max_bytes:
                 break
-            if digest not in self._live:
+            if digest not in self.live:
                 self._bytes -= self._sent.pop(digest)
                 self._forgotten.append(digest)
+
+
+class Couriers(Holder):
+    """A courier for each engine of this client, for each has a store of its own: what one has, another may lack."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__()
+        self._max_bytes = max_bytes
+        self._by_engine: dict[bytes, Courier] = {}
+
+    def to(self, engine: bytes) -> Courier:
+        """The courier to the engine of this identity."""
+        if engine not in self._by_engine:
+            self._by_engine[engine] = Courier(self._max_bytes, self.live)
+        return self._by_engine[engine]
+
+    def lost(self, digests: Iterable[bytes]) -> None:
+        """An engine may not have these after all: whichever it is, they will be sent again."""
+        lost = list(digests)
+        for courier in self._by_engine.values():
+            courier.lost(lost)
 
 
 def _size(payload: Payload) -> int:
@@ -149,7 +183,7 @@ class SteeringClient:
         self._engine = engine_client
         self._layout = layout
         self._open_default = open_default
-        self.courier = Courier(max_bytes)
+        self.couriers = Couriers(max_bytes)
         self._nonces = itertools.count()
         # Weak: whoever waits for the outputs keeps the tracks alive, so nothing is left of a request that is given up.
         self._prompts: WeakValueDictionary[int, PromptTrack] = WeakValueDictionary()
@@ -218,7 +252,8 @@ class SteeringClient:
         state = self._engine.output_processor.request_states[request.request_id]
         self._choices[request.request_id] = track.choices[state.request_index or 0]
         self._tracks[request.request_id] = track
-        parcel = self.courier.parcel(track.plan.directions)
+        courier = self.couriers.to(self._engine_of(request))
+        parcel = courier.parcel(track.plan.directions)
         if parcel is not None:
             params = request.sampling_params = copy.copy(request.sampling_params)
             params.extra_args = {**params.extra_args, DIRECTIONS_KEY: directions_encoder.encode(parcel)}
@@ -226,10 +261,10 @@ class SteeringClient:
             yield
         except BaseException:
             if parcel is not None:
-                self.courier.returned(parcel)
+                courier.returned(parcel)
             raise
         if parcel is not None:
-            self.courier.arrived(parcel)
+            courier.arrived(parcel)
 
     def process_outputs(self, engine_core_outputs: list[Any], *args: Any, **kwargs: Any) -> Any:
         """vLLM's `process_outputs`; readings come off first."""
@@ -243,8 +278,14 @@ class SteeringClient:
                     choice.add(reading_decoder.decode(raw))
             if output.finish_reason == FinishReason.ERROR and output.request_id in self._tracks:
                 # vLLM may have dropped the request before the scheduler saw it, and with it what it carried.
-                self.courier.lost(d.digest for d in self._tracks[output.request_id].plan.directions)
+                self.couriers.lost(d.digest for d in self._tracks[output.request_id].plan.directions)
         return self._process_outputs(engine_core_outputs, *args, **kwargs)
+
+    def _engine_of(self, request: Any) -> bytes:
+        """The engine that `request` goes to. vLLM's data parallel client chooses it, and keeps to its choice when it is
+        asked for the same request again."""
+        choose = getattr(self._engine.engine_core, "get_core_engine_for_request", None)
+        return b"" if choose is None else bytes(choose(request))
 
     def _token_ids(self, prompt: Any) -> list[int] | None:
         if not isinstance(prompt, dict):
@@ -276,7 +317,7 @@ class SteeringClient:
         self, inner: AsyncGenerator[Any, None], track: PromptTrack, params: Any, owned: RequestSession | None
     ) -> AsyncGenerator[Any, None]:
         directions = track.plan.directions
-        self.courier.hold(directions)
+        self.couriers.hold(directions)
         deltas = params.output_kind == RequestOutputKind.DELTA
         error: str | None = "aborted"
         try:
@@ -287,7 +328,7 @@ class SteeringClient:
                         error = None
                     yield result
         finally:
-            self.courier.drop(directions)
+            self.couriers.drop(directions)
             if owned is not None:
                 owned.close(error)
 

@@ -30,12 +30,15 @@ def reported_failure() -> str | None:
 
 
 @contextmanager
-def startup_failures() -> Iterator[None]:
-    """Turn whatever ends the block into StartupError with the reason that another process reported, if one did."""
+def startup_failures() -> Iterator[Path]:
+    """Turn whatever ends the block into StartupError with the reason that another process reported, if one did.
+
+    Gives the block a folder that it shares with those processes, and that is gone at its end.
+    """
     with tempfile.TemporaryDirectory(prefix="pilothouse-") as folder:
         os.environ[FAILURE_FILE_ENV] = str(Path(folder) / "failure")
         try:
-            yield
+            yield Path(folder)
         except (Exception, SystemExit) as error:
             if reason := reported_failure():
                 raise StartupError(reason) from error

@@ -3,17 +3,23 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 from pilothouse.core.config import EngineLayout
-from pilothouse.core.errors import StartupError
+from pilothouse.core.errors import PilothouseError, StartupError
+from pilothouse.core.siblings import Siblings
 from pilothouse.core.sites import ModelShape
-from pilothouse.engine.failure import startup_failures
+from pilothouse.engine.failure import report_startup_failure, startup_failures
 from pilothouse.engine.options import SCHEDULER, WORKER, compile_key
 from pilothouse.engine.support import model_shape, require_supported_config, require_supported_environment
 from pilothouse.engine.versions import require_supported_vllm
 
 PLUGIN = "pilothouse"
+_LIVE = "live"
+"""What the name of a file begins with that an API server leaves when it is live."""
 
 
 def prepare_environment() -> None:
@@ -47,8 +53,15 @@ def serve(
     require_supported_config(config)
     names = args.served_model_name or [args.model]
     check(model_shape(config, layout.sites), names)
-    with startup_failures():
-        _verify_live(lambda: ready(_base_url(args), names[0]))
+    with startup_failures() as folder:
+        announced = Event()
+
+        def announce() -> None:
+            announced.set()
+            ready(_base_url(args), names[0])
+
+        _verify_live(announce)
+        _prepare_api_servers(folder, announce, announced)
         _serve_command().cmd(args)
 
 
@@ -80,10 +93,13 @@ def parse_arguments(arguments: Sequence[str], layout: EngineLayout) -> Any:
             raise StartupError(f"--{flag.replace('_', '-')} is taken by Pilothouse")
         setattr(args, flag, ours)
     args.additional_config = {**(args.additional_config or {}), **compile_key(layout)}
-    if (args.api_server_count or 1) > 1:
-        raise StartupError("this release of Pilothouse does not serve with several API servers")
-    if args.headless or getattr(args, "grpc", False):
+    if args.headless or args.api_server_count == 0 or getattr(args, "grpc", False):
         raise StartupError("this release of Pilothouse does not serve headless or by gRPC")
+    if getattr(args, "data_parallel_multi_port_external_lb", False):
+        raise StartupError(
+            "--data-parallel-multi-port-external-lb starts servers in which nothing would be steered: run `pilothouse "
+            "serve` once for each rank, with --data-parallel-rank"
+        )
     args.model = args.model_tag or args.model
     validate_parsed_serve_args(args)
     return args
@@ -116,6 +132,39 @@ def _verify_live(ready: Callable[[], None]) -> None:
         ready()
 
     entry.init_app_state = init_app_state
+
+
+def _prepare_api_servers(folder: Path, announce: Callable[[], None], announced: Event) -> None:
+    """Where vLLM starts several API servers, each in a process of its own, have every one of them know the others and
+    verify itself; `announce` once all of them are live.
+
+    folder: where the processes meet; announced: set as soon as nobody need wait for them.
+    """
+    from vllm.v1 import utils
+
+    utils.run_api_server_worker_proc = partial(run_api_server, str(folder))
+    Thread(target=_announce_when_live, args=(folder, announce, announced), daemon=True).start()
+
+
+def run_api_server(folder: str, listen_address: str, sock: Any, args: Any, client_config: dict[str, Any]) -> None:
+    """One of several API servers: what vLLM runs in such a process, with the seams filled in."""
+    from vllm.v1.utils import run_api_server_worker_proc
+
+    index, count = client_config["client_index"], client_config["client_count"]
+    Siblings(folder, index, count).to_environment()
+    _verify_live((Path(folder) / f"{_LIVE}.{index}.{count}").touch)
+    try:
+        run_api_server_worker_proc(listen_address, sock, args, client_config)
+    except PilothouseError as error:
+        report_startup_failure(str(error))
+        raise
+
+
+def _announce_when_live(folder: Path, announce: Callable[[], None], announced: Event) -> None:
+    while not announced.wait(0.2):
+        live = list(folder.glob(f"{_LIVE}.*"))
+        if live and len(live) == int(live[0].suffix[1:]):
+            announce()
 
 
 def _base_url(args: Any) -> str:

@@ -83,7 +83,7 @@ class LLMClient(SteeringClient):
         track = self._track(session, ids, params)
         session.add_prompt(track)
         self._running[request_id] = _Running(session, track)
-        self.courier.hold(track.plan.directions)
+        self.couriers.hold(track.plan.directions)
         try:
             added = str(self._add(request_id, prompt, params, *args, **kwargs))
         except BaseException:
@@ -133,7 +133,7 @@ class LLMClient(SteeringClient):
     def _forget(self, request_id: str) -> _Running | None:
         running = self._running.pop(request_id, None)
         if running is not None:
-            self.courier.drop(running.track.plan.directions)
+            self.couriers.drop(running.track.plan.directions)
         return running
 
     def _give_up(self, added: list[tuple[str, str]]) -> None:

@@ -1,5 +1,6 @@
 """Requests that the server makes of its own engine, the whole way that a client's go."""
 
+import asyncio
 from collections.abc import Sequence
 from itertools import count
 from typing import Any, cast
@@ -16,19 +17,27 @@ N_PROMPT = 2
 _numbers = count()
 
 
+def engines(engine_client: Any) -> range:
+    """Numbers of the engines that this client sends requests to: several with data parallelism, else one."""
+    return range(len(engine_client.engine_core.core_engines))
+
+
 async def serve_own(
-    engine_client: Any, prompt: Sequence[int], plan: Plan, params: Any, name: str
+    engine_client: Any, prompt: Sequence[int], plan: Plan, params: Any, name: str, engine: int = 0
 ) -> tuple[Any, ChoiceTrack]:
     """vLLM's last output for `prompt` under `plan` with these SamplingParams, and what was read on the way.
 
-    engine_client: with the seams of `SteeringClient` in place; name: what the request's id begins with. EngineGap when
-    the engine answers nothing.
+    engine_client: with the seams of `SteeringClient` in place; name: what the request's id begins with; engine: one of
+    `engines`. EngineGap when it answers nothing.
     """
     session = PlanSession(plan)
     token = current_session.set(cast(RequestSession, session))
     try:
         outputs = engine_client.generate(
-            {"prompt_token_ids": list(prompt), "type": "token"}, params, f"pilothouse-{name}-{next(_numbers)}"
+            {"prompt_token_ids": list(prompt), "type": "token"},
+            params,
+            f"pilothouse-{name}-{next(_numbers)}",
+            data_parallel_rank=engine,
         )
     finally:
         current_session.reset(token)
@@ -41,7 +50,7 @@ async def serve_own(
 
 
 async def deliver(engine_client: Any, direction: Direction) -> None:
-    """Take a direction to every worker, and return once all of them have read with it.
+    """Take a direction to every worker of every engine, and return once all of them have read with it.
 
     It goes as the content of any request's directions goes, with a request of two tokens that reads by it, so it is in
     order with the requests that will name it. EngineGap when the readings do not come back.
@@ -52,6 +61,10 @@ async def deliver(engine_client: Any, direction: Direction) -> None:
     prompt = [min(token, vocabulary - 1) for token in range(N_PROMPT)]
     plan = Plan((), (Readout("upload", direction),), prompt_scores=True)
     params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False)
-    _, track = await serve_own(engine_client, prompt, plan, params, "upload")
-    if track.scored.count(0, N_PROMPT) != N_PROMPT:
-        raise EngineGap("the workers did not read by what was uploaded")
+
+    async def deliver_to(engine: int) -> None:
+        _, track = await serve_own(engine_client, prompt, plan, params, "upload", engine)
+        if track.scored.count(0, N_PROMPT) != N_PROMPT:
+            raise EngineGap("the workers did not read by what was uploaded")
+
+    await asyncio.gather(*map(deliver_to, engines(engine_client)))
