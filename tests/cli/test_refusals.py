@@ -84,7 +84,7 @@ def test_a_probe_that_does_not_fit(
 @pytest.mark.parametrize(
     ("flags", "what"),
     [
-        (["--pipeline-parallel-size", "2"], "pipeline parallelism"),
+        (["--speculative-config", '{"method": "ngram_gpu", "num_speculative_tokens": 2}'], "ngram_gpu"),
         (["--api-server-count", "0"], "headless"),
         (["--data-parallel-multi-port-external-lb"], "once for each rank"),
         (["--kv-events-config", '{"enable_kv_cache_events": true}'], "KV events"),

@@ -29,7 +29,7 @@ from pilothouse.core.plans import Plan
 from pilothouse.harbor.paths import model_dir
 from pilothouse.offline import LLM
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 WAY = "in-process LLM"
 

@@ -9,8 +9,8 @@ from matrix_support.table import README, with_tables
 
 def test_every_cell_stands_in_the_manifest_and_no_other(collected: dict[Key, str], complete: bool) -> None:
     known = load()
-    missing = {key: test for key, test in collected.items() if key not in known}
-    assert not missing, f"run `make matrix`: {missing}"
+    missing = [key for key in collected if key not in known]
+    assert not missing[:3], f"{len(missing)} cells are missing: run `make matrix`"
     if complete:
         assert not set(known) - set(collected), "cells in the manifest that no test makes"
 

@@ -20,6 +20,7 @@ class AwaitableEngine:
     def __init__(self, llm_engine: Any, client: LLMClient) -> None:
         self.model_config = llm_engine.model_config
         self.vllm_config = llm_engine.vllm_config
+        self.engine_core = llm_engine.engine_core
         self._engine = llm_engine
         self._client = client
         self._finished: dict[str, Any] = {}
@@ -28,8 +29,13 @@ class AwaitableEngine:
         """The answers of all workers to a call of `method`."""
         return list(self._engine.collective_rpc(method, timeout, args))
 
-    def generate(self, prompt: Any, sampling_params: Any, request_id: str) -> AsyncGenerator[Any, None]:
-        """The one, finished output of a request, which goes with the session of the caller's context."""
+    def generate(
+        self, prompt: Any, sampling_params: Any, request_id: str, data_parallel_rank: int | None = None
+    ) -> AsyncGenerator[Any, None]:
+        """The one, finished output of a request, which goes with the session of the caller's context.
+
+        data_parallel_rank: there is one engine, so it goes there.
+        """
         session = current_session.get()
         if session is None or isinstance(session, NullSession):
             raise ValueError("a request of the engine's own came without its session")

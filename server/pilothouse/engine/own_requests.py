@@ -19,7 +19,8 @@ _numbers = count()
 
 def engines(engine_client: Any) -> range:
     """Numbers of the engines that this client sends requests to: several with data parallelism, else one."""
-    return range(len(engine_client.engine_core.core_engines))
+    # One that runs in this process has no list of them.
+    return range(len(getattr(engine_client.engine_core, "core_engines", (0,))))
 
 
 async def serve_own(
