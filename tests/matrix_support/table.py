@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +32,9 @@ def _table(group: str, cells: Manifest) -> Iterator[str]:
         return
     rows, columns = sorted({key.row for key in ours}), sorted({key.column for key in ours})
     notes: list[str] = []
-    yield f"\n**{TITLES[group]}**\n"
+    states = Counter(SIGNS[cell.state] if cell.state in SIGNS else cell.state for cell in ours.values())
+    counts = ", ".join(f"{number} {sign}" for sign, number in states.most_common())
+    yield f"\n<details><summary><b>{TITLES[group]}</b>: {len(rows)} rows, {counts}</summary>\n"
     yield f"| | {' | '.join(columns)} |"
     yield f"|---{'|:-:' * len(columns)}|"
     for row in rows:
@@ -40,6 +43,7 @@ def _table(group: str, cells: Manifest) -> Iterator[str]:
     if notes:
         yield ""
         yield from (f"{number}. {note}" for number, note in enumerate(notes, 1))
+    yield "\n</details>"
 
 
 def _show(cell: Cell | None, notes: list[str]) -> str:
