@@ -32,7 +32,7 @@ def _table(group: str, cells: Manifest) -> Iterator[str]:
         return
     rows, columns = sorted({key.row for key in ours}), sorted({key.column for key in ours})
     notes: list[str] = []
-    states = Counter(SIGNS[cell.state] if cell.state in SIGNS else cell.state for cell in ours.values())
+    states = Counter(SIGNS.get(cell.state, cell.state) for cell in ours.values())
     counts = ", ".join(f"{number} {sign}" for sign, number in states.most_common())
     yield f"\n<details><summary><b>{TITLES[group]}</b>: {len(rows)} rows, {counts}</summary>\n"
     yield f"| | {' | '.join(columns)} |"
