@@ -316,7 +316,7 @@ async def test_tools_that_the_server_calls_are_refused_to_those_who_ask_for_some
     for fields, param in (({"steering": CALM}, "steering"), ({"probes": ["risk"]}, "probes")):
         refused = await say(**fields)
         assert (refused.error.code, refused.error.param) == (400, param)
-    # Each generation is watched for itself then, by the server's default probes.
+    # Each generation is watched for itself then, by the server's default probes, or by none.
     assert await say(probes=[]) is None
     assert await say() is None
 

@@ -86,7 +86,9 @@ def test_a_probe_that_does_not_fit(
     [
         (["--speculative-config", '{"method": "ngram_gpu", "num_speculative_tokens": 2}'], "ngram_gpu"),
         (["--api-server-count", "0"], "headless"),
-        (["--data-parallel-multi-port-external-lb"], "once for each rank"),
+        (["--data-parallel-multi-port-external-lb"], "belong to one server"),
+        (["--data-parallel-size", "2", "--data-parallel-rank", "0"], "--data-parallel-rank"),
+        (["--data-parallel-hybrid-lb"], "--data-parallel-hybrid-lb"),
         (["--kv-events-config", '{"enable_kv_cache_events": true}'], "KV events"),
         (["--kv-offloading-size", "1"], "KV connectors"),
         (["--sites", "2,9"], "sites [9] do not exist"),

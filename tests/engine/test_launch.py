@@ -100,7 +100,7 @@ def test_it_is_announced_once_all_are_live(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flag", "reason"),
     [
-        ("--data-parallel-multi-port-external-lb", "once for each rank"),
+        ("--data-parallel-multi-port-external-lb", "belong to one server"),
         ("--headless", "headless"),
         ("--api-server-count=0", "headless"),
     ],

@@ -33,7 +33,7 @@ from pilothouse.engine.client import Courier
 from pilothouse.engine.options import engine_options
 from pilothouse.engine.wire import resolve
 
-_HERE: list[Engine] = []
+HERE: list[Engine] = []
 """Engines in this process that are not shut down yet."""
 
 
@@ -97,7 +97,7 @@ class Engine:
         self._closed = False
         self._preempted = 0
         if in_process:
-            _HERE.append(self)
+            HERE.append(self)
             self._count_preemptions()
 
     @property
@@ -217,15 +217,15 @@ class Engine:
 
     def close(self) -> None:
         """Shut down. Engines in this process share what the first to go takes along, so they wait for the last one."""
-        if self not in _HERE:
+        if self not in HERE:
             self.llm.llm_engine.engine_core.shutdown()
             return
         self._closed = True
-        if all(engine._closed for engine in _HERE):
-            for engine in _HERE[1:]:
+        if all(engine._closed for engine in HERE):
+            for engine in HERE[1:]:
                 engine.llm.llm_engine.engine_core._finalizer.detach()
-            _HERE[0].llm.llm_engine.engine_core.shutdown()
-            _HERE.clear()
+            HERE[0].llm.llm_engine.engine_core.shutdown()
+            HERE.clear()
 
     def reset_cache(self) -> None:
         assert self.llm.reset_prefix_cache(), "blocks were still in use"

@@ -15,7 +15,7 @@ TARGETS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
 
 def make_adapter(model: Path, folder: Path, seed: int) -> tuple[Path, Path]:
     """The folder of a random adapter, large enough to change every answer, and that of the merged model."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     merged: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
@@ -35,5 +35,7 @@ def make_adapter(model: Path, folder: Path, seed: int) -> tuple[Path, Path]:
     targets = sorted({target.rpartition(".")[2] for target in TARGETS})
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": targets, "bias": "none"}
     (adapter / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    # What is said of sampling has no bearing here, and need not be sound.
+    merged.generation_config = GenerationConfig()
     merged.save_pretrained(folder / f"merged-{seed}")
     return adapter, folder / f"merged-{seed}"

@@ -60,6 +60,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if KEY not in item.stash:
         return report
     key = item.stash[KEY]
+    known = load().get(key)
+    if report.skipped and not WRITES and known is not None and known.state != "n/a":
+        report.outcome = "failed"
+        report.longrepr = f"{key} is skipped; the manifest says {known.state}"
     if report.skipped:
         _found[key] = Cell("n/a", report.longrepr[2].removeprefix("Skipped: ") if report.longrepr else "")
     elif report.failed:

@@ -144,6 +144,7 @@ def _held(engine: Engine) -> dict[str, int]:
         "slots": scheduler.pilothouse_slots.held,
         "chains": scheduler.pilothouse_chains.held,
         "columns": scheduler.pilothouse_columns.held,
+        "faults": scheduler.pilothouse_faults,
         "lines": len(board.spans),
     }
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from engine_support import plans as make
-from engine_support.harness import Engine, Job, Reference, Result
+from engine_support.changes import met
+from engine_support.harness import HERE, Engine, Job, Reference, Result
 from engine_support.parity import LOGPROB_TOLERANCE, check, compare
 from engine_support.situations import run_with_aborts, take_every_place
 
@@ -89,9 +90,11 @@ def gather(
 def _plans(rng: np.random.Generator, latches: bool) -> list[Plan]:
     """Every selector and operation, readouts of every layer, and gates of the scopes that are served."""
     change = make.chained_edit(rng, "add", [1], "all")
+    late = replace(change, positions="generation")
     gates = [make.gated(rng, change, "token", 1.0)]
+    gates += [make.gated(rng, late, "token", far, stops=True) for far in (2.0, 6.0, 12.0, 18.0, 1e3)]
     if latches:
-        gates.append(make.gated(rng, replace(change, positions="generation"), "rest", 1.0))
+        gates.append(make.gated(rng, late, "rest", 1.0))
     return [*make.mixed_plans(rng, 12), *make.chained_plans(rng, 7), *gates]
 
 
@@ -113,7 +116,8 @@ def readouts(gathered: Gathered) -> None:
 
 def log_probabilities(gathered: Gathered) -> None:
     """Those of every steered request equal the reference, and are not those of an unsteered one."""
-    steered = [case for case in gathered.cases if case.plan.edits]
+    stops(gathered)
+    steered = [c for c in gathered.cases if any(e.gate is None or not e.gate.stops for e in c.plan.edits)]
     assert {edit.op for case in steered for edit in case.plan.edits} == set(OPERATIONS)
     moved = []
     for case in steered:
@@ -133,13 +137,28 @@ def receipts_count(gathered: Gathered) -> None:
         assert not find_gaps(case.plan, spans, track)
         first = track.first_forwarded
         end = len(case.prompt) + len(case.result.token_ids) - 1
-        assert max(stop for _, stop in case.result.runs) >= end
+        assert max(stop for _, stop in case.result.runs) == end, "a position that is not of the sequence was counted"
+        live = [span for edit, span in zip(case.plan.edits, spans, strict=True) if not edit.is_identity()]
+        assert case.result.edited == sum(any(a <= p < b for a, b in live) for p in range(first, end))
         for edit, (start, stop), receipt in zip(case.plan.edits, spans, receipts(case.plan, spans, track), strict=True):
             assert (receipt["op"], receipt["layers"]) == (edit.op, sorted(edit.coefficients))
             if edit.gate is None:
                 assert receipt["tokens_edited"] == max(min(stop, end) - max(start, first), 0)
             elif case.plan.prompt_scores:
                 assert receipt["tokens_edited"] == tokens_edited(case.plan, edit, (start, stop), track) <= end - first
+
+
+def stops(gathered: Gathered) -> None:
+    """A gate that stops ends its sequence with the token predicted where it was met, and at no other."""
+    ended = []
+    for case in gathered.cases:
+        if not any(edit.gate is not None and edit.gate.stops for edit in case.plan.edits):
+            continue
+        seen = met(case.plan.edits[0], case.plan, case.expected[1].astype(np.float64))[len(case.prompt) - 1 : -1]
+        assert not seen[:-1].any(), "it should have ended before"
+        assert case.result.ended == (("stop", "probe:probe") if seen[-1] else ("length", None))
+        ended.append(len(case.result.token_ids))
+    assert min(ended) < max(ended) == MAX_TOKENS
 
 
 def unsteered(gathered: Gathered) -> None:
@@ -151,7 +170,10 @@ def unsteered(gathered: Gathered) -> None:
 
 
 def no_leaks(gathered: Gathered) -> None:
-    """After aborts every place can be taken again, and plain requests are answered as at first."""
+    """After aborts every place can be taken again, and plain requests are answered as at first. In this process the
+    scheduler can be asked whether it ever found a place that was not given back."""
+    if gathered.engine in HERE:
+        assert not gathered.engine.scheduler.pilothouse_faults
     finished = [(job, result) for job in gathered.aborted for result in job.results]
     given_up = [job for job in gathered.aborted if job.aborted]
     assert given_up

@@ -11,6 +11,7 @@ from engine_support.harness import Reference
 from engine_support.lora import make_adapter
 from serve_support.operations import BODY, check_along_a_vector, check_clamp, check_gate
 from serve_support.server import Server, serving
+from serve_support.topologies import counted
 
 from pilothouse.harbor.paths import model_dir
 
@@ -55,8 +56,7 @@ def test_drafts_change_no_answer(tmp_path: Path, reference: Reference) -> None:
         answer = server.post("/v1/completions", {**BODY, "prompt": text, "max_tokens": 24, "probes": ["truthfulness"]})
         (choice,) = answer.json()["choices"]
         assert choice["probes"]["truthfulness"]["n_scored"] == len(choice["token_ids"]) - 1
-        metrics = server.get("/metrics").text
-        assert "vllm:spec_decode_num_accepted_tokens_total" in metrics
+        assert counted(server, "vllm:spec_decode_num_accepted_tokens_total")
 
 
 def test_each_adapter_is_steered_and_the_base_model_is_itself(tmp_path: Path, reference: Reference) -> None:

@@ -88,14 +88,14 @@ class Peers:
 
     def tell(self, message: Message, seconds: float = FOLLOWING_SECONDS, otherwise: str = "") -> None:
         """Have all others do it; BusyError when one did not, saying what that comes to."""
+        failures = []
         for index in self._others():
             try:
-                said = self._ask(index, message, seconds)
-                failure = said.get("error")
+                failures.append(self._ask(index, message, seconds).get("error"))
             except OSError as error:
-                failure = f"it does not answer ({error})"
-            if failure is not None:
-                raise BusyError(f"another API server of this server: {failure}: {otherwise}")
+                failures.append(f"it does not answer ({error})")
+        if said := [failure for failure in failures if failure is not None]:
+            raise BusyError(f"another API server of this server: {said[0]}: {otherwise}")
 
     def ask(self, message: Message) -> list[Any]:
         """What those of the others say that answer; one that is gone has nothing to say."""

@@ -93,7 +93,7 @@ class Registry:
         began: plans hold content, not names.
         """
         with self._turn():
-            change = self._caught_up({"do": "add", "kind": kind, "name": entry.name})
+            self._catch_up()
             self.check_free(kind, entry, replaces)
             present = self._artefacts.entries(kind)
             old = present.get(entry.name)
@@ -103,7 +103,7 @@ class Registry:
                 # Kept even where a configured folder has the same: that folder may lose it.
                 self.uploads.keep(kind, entry.name, staged)
                 self.uploads.undelete(kind, entry.name)
-            self._tell(change)
+            self._tell({"do": "add", "kind": kind, "name": entry.name})
         return card_of(kind, entry.name, entry)
 
     def remove(self, kind: Kind, name: str) -> dict[str, Any]:
@@ -112,7 +112,11 @@ class Registry:
         Requests that already hold it end as they began. ConflictError where the server's configuration needs it.
         """
         with self._turn():
-            change = self._caught_up({"do": "remove", "kind": kind, "name": name})
+            self._catch_up()
+            change = {"do": "remove", "kind": kind, "name": name}
+            if name not in self.catalogue.entries(kind):
+                # Another server may have missed that it went, and its client now asks again.
+                self._tell(change)
             card = self.catalogue.card(kind, name)
             if kind == "probes" and name in self._monitors:
                 raise ConflictError(f"{quote(name)} is a monitor of this server and cannot be deleted")
@@ -166,15 +170,12 @@ class Registry:
         self.catalogue, self._artefacts, self._loaded, self._seen = catalogue, loaded.catalogue, loaded, seen
         self.reload_error = None
 
-    def _caught_up(self, change: Message) -> Message:
-        """Read all again when another server has changed the uploads; ConflictError when that cannot be.
-
-        change: what is going to be made; what the other API servers are to do by then.
-        """
-        if self.uploads.signature() == self._seen:
-            return change
-        self._reload()
-        return {"do": "reload"}
+    def _catch_up(self) -> None:
+        """Read all again, with the other API servers, when another server has changed the uploads; ConflictError when
+        that cannot be."""
+        if self.uploads.signature() != self._seen:
+            self._reload()
+            self._tell({"do": "reload"})
 
     def _tell(self, change: Message) -> None:
         if self._peers is not None:

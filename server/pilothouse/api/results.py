@@ -68,7 +68,7 @@ def newest(records: Sequence[bytes]) -> bytes:
     """Of the records under one id that several API servers have, the newest, which counts the others as replaced."""
     if len(records) == 1:
         return records[0]
-    found = sorted(map(json.loads, records), key=lambda record: record["created"])
+    found = sorted(map(json.loads, records), key=lambda record: record["time"])
     replaced = sum(record["replaced"] for record in found) + len(found) - 1
     return _encoded({**found[-1], "replaced": replaced})
 
@@ -82,6 +82,7 @@ def _record(outcome: RequestOutcome, replaced: int) -> dict[str, Any]:
         "id": outcome.response_id,
         "object": "probe.result",
         "created": int(outcome.created),
+        "time": outcome.created,
         "model": outcome.model_name,
         "route": outcome.route,
         "steering": outcome.steering,

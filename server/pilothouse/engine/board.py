@@ -38,6 +38,7 @@ class Board:
         self.captures: dict[str, dict[int, list[Float32]]] = {}
         self._rows_set = 0
         self._chains_set = 0
+        self.writes = bool(sites)
         self._step: _Step | None = None
 
     @torch.inference_mode()
@@ -108,6 +109,7 @@ class Board:
         from rows that are only padding.
         """
         self.buffers.scores.zero_()
+        self.writes = bool(self.sites) or scores is not None
         if scores is not None:
             self.buffers.scores[: len(scores)].copy_(scores, non_blocking=True)
 
@@ -119,7 +121,10 @@ class Board:
         self.latches.update(self.buffers.scores)
         if self.layout.capture:
             self._keep_captures(step)
-        return self.buffers.scores[: len(step.positions)].clone() if len(step.planned) else None
+        # Where no stage so far has a site, nothing was written, and what is there means nothing.
+        if not self.writes or not len(step.planned):
+            return None
+        return self.buffers.scores[: len(step.positions)].clone()
 
     def readings(self) -> StepReadings | None:
         """What the step just run gave for the requests that have a plan; None when there were none."""

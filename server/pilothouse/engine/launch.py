@@ -18,6 +18,14 @@ from pilothouse.engine.support import model_shape, require_supported_config, req
 from pilothouse.engine.versions import require_supported_vllm
 
 PLUGIN = "pilothouse"
+SHARED_BALANCING = (
+    "data_parallel_rank",
+    "data_parallel_start_rank",
+    "data_parallel_external_lb",
+    "data_parallel_hybrid_lb",
+    "data_parallel_multi_port_external_lb",
+)
+"""Options by which several servers share data parallel engines; none of these ways has been run."""
 _LIVE = "live"
 """What the name of a file begins with that an API server leaves when it is live."""
 
@@ -95,11 +103,12 @@ def parse_arguments(arguments: Sequence[str], layout: EngineLayout) -> Any:
     args.additional_config = {**(args.additional_config or {}), **compile_key(layout)}
     if args.headless or args.api_server_count == 0 or getattr(args, "grpc", False):
         raise StartupError("this release of Pilothouse does not serve headless or by gRPC")
-    if getattr(args, "data_parallel_multi_port_external_lb", False):
-        raise StartupError(
-            "--data-parallel-multi-port-external-lb starts servers in which nothing would be steered: run `pilothouse "
-            "serve` once for each rank, with --data-parallel-rank"
-        )
+    for name in SHARED_BALANCING:
+        if getattr(args, name, None) not in (None, False):
+            raise StartupError(
+                f"this release of Pilothouse does not serve with --{name.replace('_', '-')}: its data parallel engines "
+                "belong to one server, which balances their load"
+            )
     args.model = args.model_tag or args.model
     validate_parsed_serve_args(args)
     return args

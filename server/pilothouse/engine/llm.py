@@ -6,6 +6,7 @@ Seams: `LLM._run_engine`, which every call that waits for outputs ends in, and t
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from vllm import LLM, RequestOutput
@@ -62,7 +63,7 @@ class PlannedLLM(LLM):
         require_supported_config(config)
         shape = model_shape(config, layout.sites)
         name = config.model_config.served_model_name or shape.model
-        self.pilothouse_shape = ModelShape(name, shape.d_model, shape.n_layers, shape.sites)
+        self.pilothouse_shape = replace(shape, model=name)
         self.pilothouse_client = LLMClient(self.llm_engine, layout, Limits().adhoc_cache_bytes)
         self.pilothouse_client.install()
         if test:

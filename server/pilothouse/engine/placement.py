@@ -80,12 +80,12 @@ def find_streams(
         stack.enter_context(_forward_context(vllm_config))
         try:
             trial = Trial(model, blocks, _inputs(model, vllm_config, dtype, device), TOLERANCE[dtype])
+            return {layer: stream_after(layer, trial, d_model) for layer in blocks}
         except StartupError:
             raise
         except Exception as error:
             what = f"a trial run of {type(model).__name__} failed: {type(error).__name__}: {error}"
             raise StartupError(f"cannot place sites: {what}") from error
-        return {layer: stream_after(layer, trial, d_model) for layer in blocks}
 
 
 class Trial:

@@ -137,6 +137,19 @@ class _Watch:
     norms: dict[int, float]
     typical: dict[int, float]
 
+    @classmethod
+    def resumed(cls, request: ReferenceRequest, notes: bytes | None) -> "_Watch":
+        """At the first layer, or where the pipeline stage before left off."""
+        shape = len(request.token_ids), len(request.readouts)
+        if notes is None:
+            return cls(request, np.zeros(shape), {}, {})
+        read, norms, typical = msgspec.msgpack.decode(notes, type=tuple[bytes, dict[int, float], dict[int, float]])
+        return cls(request, np.frombuffer(read, dtype=np.float64).reshape(shape).copy(), norms, typical)
+
+    def notes(self) -> bytes:
+        """What the next pipeline stage needs."""
+        return msgspec.msgpack.encode((self.readouts.tobytes(), self.norms, self.typical))
+
     def visit(self, layer: int, stream: torch.Tensor) -> torch.Tensor:
         """Read `stream` [n_tokens, d_model] float64 after block `layer`; what the edits add to it, same shape."""
         self.norms[layer] = float(stream.pow(2).sum(dim=-1).mean().sqrt())
@@ -189,13 +202,12 @@ def run(runner: Any, request: ReferenceRequest) -> ReferenceAnswer | None:
     come to. NoReferenceError when the model's attention is none that is spelled out here.
     """
     n_tokens = len(request.token_ids)
-    with pipeline_stage(NoReferenceError) as stage:
-        read, norms, typical = stage.notes or (np.zeros((n_tokens, len(request.readouts))), {}, {})
-        watch = _Watch(request, read, norms, typical)
+    with pipeline_stage(NoReferenceError, runner.device) as stage:
+        watch = _Watch.resumed(request, stage.notes)
         without_adapters(runner, n_tokens)
         with _forward_context(runner, n_tokens), _spelled_out(runner.model), _watched(runner, watch):
             hidden = runner.model(**_inputs(runner, request.token_ids), intermediate_tensors=stage.received)
-            if stage.hand_on(hidden, (watch.readouts, watch.norms, watch.typical)):
+            if stage.hand_on(hidden, watch.notes()):
                 return None
             logits = runner.model.compute_logits(hidden)
     if logits is None:

@@ -16,6 +16,7 @@ from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 
 from pilothouse.core.errors import BadRequest, EngineGap
 from pilothouse.core.serving import RequestSession
+from pilothouse.engine.client import NullSession
 from pilothouse.engine.sessions import SteeringServing, relay, request_session, within
 
 logger = logging.getLogger(__name__)
@@ -43,11 +44,13 @@ class SteeringResponses(SteeringServing, OpenAIServingResponses):
     ) -> AsyncGenerator[Any, None]:
         """vLLM's generator, with the session whenever it is read; what is wrong with the request is said at once."""
         session = request_session()
+        watched: RequestSession | NullSession | None = session
         if session is not None and getattr(context, "available_tools", None):
             # The server calls tools and generates again: no one sequence is the response's.
             if session.asked is not None:
                 raise BadRequest("a response with built-in tools can be neither steered nor probed", session.asked)
-            session = None
+            # Each generation is watched for itself, by the server's default probes, unless none are wanted.
+            watched, session = NullSession() if session.plan.empty else None, None
         if session is not None:
             self.pilothouse_client.check(session, engine_input, sampling_params)
             session.set_response_id(more["request_id"])
@@ -55,7 +58,7 @@ class SteeringResponses(SteeringServing, OpenAIServingResponses):
         inner = super()._generate_with_builtin_tools(
             engine_input=engine_input, sampling_params=sampling_params, context=context, **more
         )
-        return within(session, inner)
+        return within(watched, inner)
 
     async def responses_full_generator(
         self, request: Any, sampling_params: Any, results: Any, context: Any, *a: Any, **k: Any

@@ -59,6 +59,7 @@ class SteeringScheduler(_Base):
         self.pilothouse_chains = SlotTable(layout.n_chains - 1)
         self.pilothouse_columns = SlotTable(layout.readouts)
         self.pilothouse_directions = DirectionStore()
+        self.pilothouse_faults = 0
         self._held: dict[str, Held] = {}
         self._pinned: dict[str, set[bytes]] = {}
         self._refused: dict[str, Refusal] = {}
@@ -206,6 +207,7 @@ class SteeringScheduler(_Base):
             except AssertionError as error:
                 faults.append(str(error))
         if faults:
+            self.pilothouse_faults += 1
             logger.error("Slots are not as they should be when no request is left: %s", "; ".join(faults))
             self.pilothouse_slots = SlotTable(self.pilothouse_slots.capacity)
             self.pilothouse_chains = SlotTable(self.pilothouse_chains.capacity)
@@ -327,7 +329,9 @@ class SteeringScheduler(_Base):
 
 def _rejected(scheduler_output: Any, model_runner_output: Any) -> dict[str, int]:
     """How many of the draft tokens that a step verified were rejected, by request."""
-    rejected = {}
+    rejected: dict[str, int] = {}
+    if not model_runner_output.sampled_token_ids:
+        return rejected
     for request_id, drafts in scheduler_output.scheduled_spec_decode_tokens.items():
         sampled = model_runner_output.sampled_token_ids[model_runner_output.req_id_to_index[request_id]]
         # Where nothing was sampled, vLLM takes all as computed.

@@ -54,7 +54,7 @@ class SteeringServing(_Base):
         finally:
             current_session.reset(token)
         if beams and not hasattr(result, "choices") and not hasattr(result, "error"):
-            return within(cast(RequestSession, NullSession()), result)
+            return within(NullSession(), result)
         try:
             return self._finish(result, session, request)
         except EngineGap as gap:
@@ -115,7 +115,9 @@ async def relay(
         session.close(error)
 
 
-async def within(session: RequestSession | None, items: AsyncIterator[Event]) -> AsyncGenerator[Event, None]:
+async def within(
+    session: RequestSession | NullSession | None, items: AsyncIterator[Event]
+) -> AsyncGenerator[Event, None]:
     """`items`, each made with `session` as the current one: for generators that hand requests to the engine while they
     are read, which is in another context than that of the request. None stands for the server's default probes."""
     iterator = aiter(items)
