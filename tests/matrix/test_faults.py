@@ -19,8 +19,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SLOTS = 4
 N_STREAMS = 3
-PATIENCE = 3.0
-"""Seconds that a client waits for its first token before it leaves."""
 LABEL = '{model_name="harbor",vector="adhoc"}'
 
 
@@ -38,7 +36,7 @@ DEATHS = {
     "engine core killed": Death("VLLM::EngineCore", (), "EngineDeadError: EngineCore encountered an issue"),
     "API server killed": Death("VLLM::APIServer_1", ("--api-server-count", "2"), "Process ApiServer_1"),
 }
-LEAVINGS = ("client drops the stream", "client drops before the first token")
+LEAVING = "client drops the stream"
 
 
 @pytest.fixture(scope="module", params=DEATHS)
@@ -113,26 +111,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-@pytest.fixture(scope="module", params=LEAVINGS)
-def leaving(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture(scope="module")
-def left(leaving: str, server: Server) -> Left:
+def left(server: Server) -> Left:
     before = _counters(server)
-    holding = [stream(server, number) for number in range(SLOTS)]
-    for each in holding:
+    stayed = [stream(server, number) for number in range(SLOTS - 2)]
+    for each in stayed:
         assert each.begun.wait(120)
-    if leaving == LEAVINGS[0]:
-        leavers, stayed = holding[:2], holding[2:]
-    else:
-        # All slots are held, so this one has not begun to run.
-        leavers, stayed = [stream(server, 50 + number, PATIENCE) for number in range(2)], holding
-        _wait_until(lambda: bool(counted(server, "vllm:num_requests_waiting")))
-    for each in leavers:
-        each.drop()
-        assert each.ending is None or not each.chunks
+    leavers = []
+    for number in range(2):
+        leavers.append(stream(server, SLOTS + number))
+        assert leavers[-1].begun.wait(120)
+        # At once: on a fast machine a stream that is under way is soon over.
+        leavers[-1].drop()
+        assert leavers[-1].ending != "done"
     for each in stayed:
         each.wait()
     _wait_until(lambda: not counted(server, "vllm:num_requests_running"))
@@ -140,16 +131,16 @@ def left(leaving: str, server: Server) -> Left:
     return Left(server, leavers, stayed, later, before)
 
 
-@pytest.mark.cell("faults", "{leaving}", "clients")
-def test_those_who_stay_get_all_of_their_streams(leaving: str, left: Left) -> None:
+@pytest.mark.cell("faults", LEAVING, "clients")
+def test_those_who_stay_get_all_of_their_streams(left: Left) -> None:
     for each in left.stayed:
         assert (each.ending, each.last["finish_reason"]) == ("done", "length")
         assert each.n_tokens == each.body["max_tokens"] == each.last["steering"][0]["tokens_edited"]
-    assert all((each.n_tokens > 0) == (leaving == LEAVINGS[0]) for each in left.left)
+    assert all(each.n_tokens for each in left.left)
 
 
-@pytest.mark.cell("faults", "{leaving}", "server")
-def test_the_server_serves_on_as_before(leaving: str, left: Left) -> None:
+@pytest.mark.cell("faults", LEAVING, "server")
+def test_the_server_serves_on_as_before(left: Left) -> None:
     reference = Reference(model_dir())
     for answer in left.later:
         prompt, generated = answer.choice["prompt_token_ids"], answer.choice["token_ids"]
@@ -159,24 +150,22 @@ def test_the_server_serves_on_as_before(leaving: str, left: Left) -> None:
     assert "Traceback" not in left.server.log.read_text(errors="replace")
 
 
-@pytest.mark.cell("faults", "{leaving}", "counters")
-def test_counters_agree_with_what_was_delivered(leaving: str, left: Left) -> None:
+@pytest.mark.cell("faults", LEAVING, "counters")
+def test_counters_agree_with_what_was_delivered(left: Left) -> None:
     found = {name: value - left.before.get(name, 0) for name, value in _counters(left.server).items()}
     whole = len(left.stayed) + len(left.later)
     assert found["steered"] == whole + len(left.left)
-    # One who left in the middle is scored by what was read until then; one who left before, by nothing.
-    begun = leaving == LEAVINGS[0]
-    assert found["scored"] == whole + begun * len(left.left)
-    assert found["aborted"] == (not begun) * len(left.left)
+    # One who left in the middle is scored by what was read until then.
+    assert found["scored"] == whole + len(left.left)
+    assert not found["aborted"]
     delivered = sum(each.n_tokens for each in left.stayed) + sum(len(a.choice["token_ids"]) for a in left.later)
     dropped = sum(each.n_tokens for each in left.left)
     # The engine is a little ahead of a client that leaves, but not by what that client did not wait for.
     assert delivered + dropped <= found["edited"] < delivered + dropped + 200 * len(left.left)
-    assert begun or found["edited"] == delivered
 
 
-@pytest.mark.cell("faults", "{leaving}", "slots")
-def test_slots_come_back(leaving: str, left: Left) -> None:
+@pytest.mark.cell("faults", LEAVING, "slots")
+def test_slots_come_back(left: Left) -> None:
     assert len(left.later) == 2 * SLOTS
     # Together, in all the slots that there are.
     again = [stream(left.server, 200 + number, max_tokens=40) for number in range(SLOTS)]
