@@ -136,6 +136,46 @@ async def test_one_that_cannot_follow_is_told_of_and_follows_when_it_is_sent_aga
     assert "new" in await names(other)
 
 
+async def test_a_deletion_that_one_missed_is_everyones_when_it_is_sent_again(
+    both: tuple[Client, Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = both
+
+    def fails(*_: object) -> None:
+        raise StartupError("its disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("pilothouse.api.registry.Registry.follow", fails)
+        refused = await one.http.delete(f"{VECTORS}/honest", headers=HEADERS)
+    assert "send it again" in assert_refused(refused, None, 503)["message"]
+    assert (await names(one), await names(other)) == ({"calm"}, {"calm", "honest"})
+    assert_refused(await one.http.delete(f"{VECTORS}/honest", headers=HEADERS), None, 404)
+    assert await names(other) == {"calm"}
+
+
+async def test_what_a_refused_change_caught_up_with_is_everyones(tmp_path: Path) -> None:
+    (tmp_path / "meeting").mkdir()
+    config = write_all(tmp_path, uploads=str(tmp_path / "uploads"))
+    servers = [start(config, tmp_path, index) for index in range(2)]
+    for server in servers:
+        await listen(server)
+    replica = FakeServer(config)
+    async with connect(servers[0]) as one, connect(servers[1]) as other, connect(replica) as elsewhere:
+        assert (await post(Client(elsewhere), VECTORS, vector("foreign", 50))).status_code == 200
+        assert_refused(await one.delete(f"{VECTORS}/nothing", headers=HEADERS), None, 404)
+        assert await names(Client(one)) == await names(Client(other)) == {"calm", "honest", "foreign"}
+    close(*servers)
+
+
+async def test_of_two_records_of_one_second_the_later_is_the_newest(both: tuple[Client, Client]) -> None:
+    one, other = both
+    for client in (other, one):
+        answer = await client.chat(probes=["risk"], user="same", max_tokens=3 if client is one else 2)
+    for asked in both:
+        record = (await asked.http.get(f"/v1/probes/results/{answer.json()['id']}", headers=HEADERS)).json()
+        assert record["choices"][0]["probes"]["risk"]["n_scored"] == 2
+
+
 async def test_a_folder_whose_sockets_would_be_too_long_ends_the_start(tmp_path: Path) -> None:
     peers = Peers(Siblings(str(tmp_path / ("long" * 30)), 0, 2))
     with pytest.raises(StartupError, match="TMPDIR"):

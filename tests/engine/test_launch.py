@@ -100,7 +100,9 @@ def test_it_is_announced_once_all_are_live(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flag", "reason"),
     [
-        ("--data-parallel-multi-port-external-lb", "belong to one server"),
+        *((f"--{name.replace('_', '-')}", "belong to one server") for name in launch.SHARED_BALANCING if "lb" in name),
+        ("--data-parallel-rank=0", "belong to one server"),
+        ("--data-parallel-start-rank=1", "belong to one server"),
         ("--headless", "headless"),
         ("--api-server-count=0", "headless"),
     ],

@@ -104,7 +104,8 @@ def parse_arguments(arguments: Sequence[str], layout: EngineLayout) -> Any:
     if args.headless or args.api_server_count == 0 or getattr(args, "grpc", False):
         raise StartupError("this release of Pilothouse does not serve headless or by gRPC")
     for name in SHARED_BALANCING:
-        if getattr(args, name, None) not in (None, False):
+        # Rank 0 is one, too.
+        if getattr(args, name, None) is not None and getattr(args, name) is not False:
             raise StartupError(
                 f"this release of Pilothouse does not serve with --{name.replace('_', '-')}: its data parallel engines "
                 "belong to one server, which balances their load"
