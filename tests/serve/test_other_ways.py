@@ -75,4 +75,6 @@ def test_each_adapter_is_steered_and_the_base_model_is_itself(tmp_path: Path, re
             found = [float(logprobs[i, token]) for i, token in enumerate(choice["token_ids"])]
             np.testing.assert_allclose(choice["logprobs"]["token_logprobs"], found, atol=5e-4)
         assert answers[0]["choices"][0]["token_ids"] != answers[1]["choices"][0]["token_ids"]
-        assert 'model_name="one"' in server.get("/metrics").text
+        ours = [line for line in server.get("/metrics").text.splitlines() if line.startswith("pilothouse_steering")]
+        assert any('model_name="harbor"' in line for line in ours)
+        assert not any('model_name="one"' in line for line in ours), "adapters come and go; labels must not"
