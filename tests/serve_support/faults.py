@@ -46,14 +46,10 @@ ServeSubcommand().cmd(arguments)
 
 @dataclass
 class Stream:
-    """A steered and probed stream, read by a thread of its own until it ends, or `drop`, or nothing comes for so long.
-
-    patience: seconds of silence after which the client gives up and closes its connection.
-    """
+    """A steered and probed stream, read by a thread of its own until it ends or is dropped."""
 
     server: Server
     body: dict[str, Any]
-    patience: float = 300
     chunks: list[dict[str, Any]] = field(default_factory=list)
     ending: Ending | None = None
     error: str = ""
@@ -87,7 +83,7 @@ class Stream:
     def _read(self) -> None:
         try:
             with (
-                httpx.Client(base_url=self.server.url, timeout=self.patience, trust_env=False) as client,
+                httpx.Client(base_url=self.server.url, timeout=300, trust_env=False) as client,
                 client.stream("POST", "/v1/completions", json=self.body) as response,
             ):
                 for line in response.iter_lines():
@@ -114,11 +110,11 @@ class Stream:
             self.begun.set()
 
 
-def stream(server: Server, number: int, patience: float = 300, **fields: Any) -> Stream:
+def stream(server: Server, number: int, **fields: Any) -> Stream:
     """Request `number` of the traffic, steered by a plan of its own, streamed."""
     body, _ = request(3 * number + 1)
     body = {k: v for k, v in body.items() if k not in ("logprobs", "return_token_ids")}
-    return Stream(server, {**body, "max_tokens": LONG, "stream": True, "stream_options": USAGE, **fields}, patience)
+    return Stream(server, {**body, "max_tokens": LONG, "stream": True, "stream_options": USAGE, **fields})
 
 
 def plain_stream(server: Server, number: int) -> Stream:
