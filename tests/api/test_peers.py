@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -118,16 +119,22 @@ async def test_nothing_changes_before_all_are_there(config: ServerConfig, tmp_pa
     close(first, second)
 
 
-async def test_one_that_cannot_follow_is_told_of_and_follows_when_it_is_sent_again(
-    both: tuple[Client, Client], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, other = both
-
+@contextmanager
+def nobody_follows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def fails(*_: object) -> None:
         raise StartupError("its disk is full")
 
     with monkeypatch.context() as broken:
         broken.setattr("pilothouse.api.registry.Registry.follow", fails)
+        yield
+
+
+async def test_one_that_cannot_follow_is_told_of_and_follows_when_it_is_sent_again(
+    both: tuple[Client, Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = both
+
+    with nobody_follows(monkeypatch):
         refused = assert_refused(await post(one, VECTORS, vector("new", 50)), None, 503)
     assert "its disk is full" in refused["message"]
     assert "send it again" in refused["message"]
@@ -141,11 +148,7 @@ async def test_a_deletion_that_one_missed_is_everyones_when_it_is_sent_again(
 ) -> None:
     one, other = both
 
-    def fails(*_: object) -> None:
-        raise StartupError("its disk is full")
-
-    with monkeypatch.context() as broken:
-        broken.setattr("pilothouse.api.registry.Registry.follow", fails)
+    with nobody_follows(monkeypatch):
         refused = await one.http.delete(f"{VECTORS}/honest", headers=HEADERS)
     assert "send it again" in assert_refused(refused, None, 503)["message"]
     assert (await names(one), await names(other)) == ({"calm"}, {"calm", "honest"})

@@ -9,26 +9,13 @@ from typing import Any
 
 import torch
 from engine_support.harness import Reference, blocks_of
+from engine_support.tiny import SHAPE
 
 from matrix_support.architectures_battery import LOGPROB_TOLERANCE
 
 Settings = Mapping[str, Any]
 
-COMMON: Settings = {
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 32,
-    "max_position_embeddings": 512,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 2,
-    # Large enough that attention and the residual stream are far from trivial.
-    "initializer_range": 0.2,
-}
+COMMON: Settings = {**SHAPE, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 OWN = object()
 """For a setting of `COMMON` that is not this family's: it has its own, or none."""
 

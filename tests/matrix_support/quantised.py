@@ -9,19 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from engine_support.tiny import SHAPE
 from safetensors.torch import save_file
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 32,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.2,
-}
 GROUP = 32
 PER_WORD = 8
 """Numbers of four bits in a word of 32."""

@@ -4,22 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pilothouse.core.config import EngineLayout, Limits
+from pilothouse.harbor import served
 from pilothouse.harbor.paths import presets_file
 
-HARBOR_NAME = "harbor"
-HARBOR_MAX_MODEL_LEN = 1024
-HARBOR_CACHE_BYTES = 256 * 1024 * 1024
+HARBOR_NAME, HARBOR_MAX_MODEL_LEN, HARBOR_CACHE_BYTES = served.NAME, served.MAX_MODEL_LEN, served.CACHE_BYTES
 
 LEAST_CHAIN_STEPS, LEAST_READOUTS, LEAST_EDITS = 2, 2, 2
 """What a server must have room for with Harbor's presets: two edits behind gates, and a probe beside theirs."""
 
-_DEFAULTS = {
-    "--served-model-name": HARBOR_NAME,
-    "--dtype": "float32",
-    "--max-model-len": str(HARBOR_MAX_MODEL_LEN),
-    "--kv-cache-memory-bytes": str(HARBOR_CACHE_BYTES),
-    "--max-num-seqs": "64",
-}
+_DEFAULTS = {f"--{name.replace('_', '-')}": str(value) for name, value in served.SETTINGS.items()}
 
 
 def harbor_arguments(given: Sequence[str]) -> list[str]:

@@ -15,17 +15,10 @@ from pilothouse.core.records import RequestOutcome
 from pilothouse.core.url_errors import masked
 from pilothouse.engine.llm import PlannedLLM, count_conversations, count_prompts
 from pilothouse.harbor.paths import model_dir, monitors_file, probes_dir, saes_dir, vectors_dir
+from pilothouse.harbor.served import SETTINGS
 from pilothouse.offline import fields
 
 ROUTE = "offline"
-HARBOR: dict[str, Any] = {
-    "served_model_name": "harbor",
-    "dtype": "float32",
-    "max_model_len": 1024,
-    "kv_cache_memory_bytes": 256 << 20,
-    "max_num_seqs": 64,
-}
-"""How the embedded model is loaded, unless told otherwise: as `pilothouse serve` does."""
 
 Place = str | Path
 Places = Iterable[Place] | Place | None
@@ -47,8 +40,8 @@ class LLM(PlannedLLM):
         saes: Places = None,
         monitors: Place | None = None,
         sites: Iterable[int] | None = None,
-        max_plans: int = 64,
-        max_probes: int = 16,
+        max_plans: int = EngineLayout.slots,
+        max_probes: int = EngineLayout.readouts,
         chain_steps: int = EngineLayout.chain_steps,
         max_chains: int = EngineLayout.chains,
         max_edits: int = Limits.max_edits,
@@ -67,7 +60,7 @@ class LLM(PlannedLLM):
             vectors = vectors_dir() if vectors is None else vectors
             probes = probes_dir() if probes is None else probes
             saes = saes_dir() if saes is None else saes
-            options = {**HARBOR, **options}
+            options = {**SETTINGS, **options}
         layout = EngineLayout(
             sites=None if sites is None else tuple(sorted(set(sites))),
             slots=max_plans,
