@@ -110,7 +110,8 @@ def serving(folder: Path, *options: str, **variables: str) -> Iterator[Server]:
     command = [sys.executable, "-m", "pilothouse.cli.main", "serve", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--vectors", str(vectors_dir()), "--vectors", str(folder / "vectors"), "--probes", str(probes_dir())]
     command += ["--saes", str(sae.parent), "--default-probes", "truthfulness", "--admin-key", ADMIN_KEY]
-    command += ["--presets", str(folder / "presets.json"), "--monitors", str(folder / "monitors.json"), *options]
+    command += ["--presets", str(folder / "presets.json"), "--monitors", str(folder / "monitors.json")]
+    command += ["--records", f"sqlite:///{folder / 'records.sqlite'}", *options]
     log = folder / "server.log"
     with log.open("wb") as out:
         environment = {**os.environ, "TORCH_LOGS": "recompiles", **variables}

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 import httpx
 import typer
+from platformdirs import user_state_path
 from rich.console import Console
 
 from pilothouse.api.registry import Registry
 from pilothouse.cli.harbor import HARBOR_NAME, harbor_arguments, harbor_presets
-from pilothouse.core.config import CONFIG_ENV, EngineLayout, Limits, ServerConfig
+from pilothouse.core.config import CONFIG_ENV, EngineLayout, Limits, RecordsConfig, ServerConfig
 from pilothouse.core.errors import StartupError
 from pilothouse.core.places import is_on_hub, is_url, local_path
 from pilothouse.core.sites import ModelShape
@@ -23,6 +24,9 @@ from pilothouse.harbor.paths import model_dir, monitors_file, probes_dir, saes_d
 CONTEXT: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 Folders = list[str] | None
+
+NO_RECORDS = "none"
+DEFAULT_RECORDS = f"sqlite:///{user_state_path('pilothouse') / 'records.sqlite'}"
 
 _MB = 1024 * 1024
 
@@ -57,7 +61,27 @@ def serve(
     max_sae_mb: Annotated[int, typer.Option(min=1, help="Largest upload of an SAE, in MB.")] = (
         Limits.max_sae_bytes // _MB
     ),
-    max_results: Annotated[int, typer.Option(min=0, help="Records of responses that are kept; 0 for none.")] = 10_000,
+    max_results: Annotated[
+        int, typer.Option(min=0, help="Records of responses that are kept in memory; 0 for none.")
+    ] = 10_000,
+    reader_key: Annotated[
+        str | None, typer.Option(envvar="PILOTHOUSE_READER_KEY", help="Key for reading records, and nothing else.")
+    ] = None,
+    records: Annotated[
+        str, typer.Option(envvar="PILOTHOUSE_RECORDS", help="Database of records, as SQLAlchemy's URL; or none.")
+    ] = DEFAULT_RECORDS,
+    records_days: Annotated[float, typer.Option(help="Days that a record is kept.")] = RecordsConfig.max_days,
+    records_mb: Annotated[float, typer.Option(help="MB of records that are kept.")] = RecordsConfig.max_mb,
+    record_text: Annotated[bool, typer.Option(help="Keep prompts and completions with the records.")] = False,
+    redact: Annotated[
+        str | None, typer.Option(help="`module:function` that is given texts before they are kept.")
+    ] = None,
+    request_log: Annotated[
+        str | None, typer.Option(help="File of one JSON line a request; `-` for the standard error stream.")
+    ] = None,
+    otlp_endpoint: Annotated[
+        str | None, typer.Option(envvar="PILOTHOUSE_OTLP_ENDPOINT", help="OTLP collector that is sent spans.")
+    ] = None,
     self_test: Annotated[
         bool, typer.Option(help="Before the first request, compare steering and reading with a reference.")
     ] = True,
@@ -97,6 +121,12 @@ def serve(
         limits=limits,
         max_results=max_results,
         self_test=self_test,
+        reader_key=reader_key,
+        records=RecordsConfig(
+            None if records == NO_RECORDS else records, records_days, records_mb, record_text, redact
+        ),
+        request_log=request_log,
+        otlp_endpoint=otlp_endpoint,
     )
     os.environ[CONFIG_ENV] = config.to_json()
 

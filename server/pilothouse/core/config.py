@@ -91,12 +91,34 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class RecordsConfig:
+    """Where records of responses are kept beyond memory. url: SQLAlchemy's of the database, None for nowhere; max_days,
+    max_mb: what is older, or too much, is deleted, the oldest first; text: whether prompts and completions are kept;
+    redact: `module:function` that is given such texts before they are."""
+
+    url: str | None = None
+    max_days: float = 30.0
+    max_mb: float = 1024.0
+    text: bool = False
+    redact: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_days", "max_mb"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise StartupError(f"{name} of records must be more than 0, not {getattr(self, name)}")
+        if self.redact is not None and not self.text:
+            raise StartupError("a redaction hook has nothing to redact unless records keep texts")
+
+
+@dataclass(frozen=True)
 class ServerConfig:
     """What the API process loads and allows. vectors, probes, saes: places; presets: a file of named combinations of
     steering and probes; monitors: a file of named SAE features to be watched like probes; uploads: a folder that keeps
     what is uploaded and deleted, None to forget it with the process; reload_seconds: how often to look for changes in
-    all places, 0 for never; max_results: records of responses that are kept, 0 for none; self_test: whether steering
-    and reading are held against a reference before the first request."""
+    all places, 0 for never; max_results: records of responses that are kept in memory, 0 for none; self_test: whether
+    steering and reading are held against a reference before the first request; reader_key: reads records, beside the
+    admin key; request_log: file of one JSON line a request, `-` for the standard error stream; otlp_endpoint: where
+    spans go."""
 
     vectors: tuple[str, ...] = ()
     probes: tuple[str, ...] = ()
@@ -110,10 +132,15 @@ class ServerConfig:
     limits: Limits = Limits()
     max_results: int = 10_000
     self_test: bool = True
+    reader_key: str | None = None
+    records: RecordsConfig = RecordsConfig()
+    request_log: str | None = None
+    otlp_endpoint: str | None = None
 
     def __post_init__(self) -> None:
-        if self.admin_key is not None and (not self.admin_key or self.admin_key != self.admin_key.strip()):
-            raise StartupError("an admin key must not be empty, nor begin or end with a blank")
+        for what, key in (("an admin key", self.admin_key), ("a reader key", self.reader_key)):
+            if key is not None and (not key or key != key.strip()):
+                raise StartupError(f"{what} must not be empty, nor begin or end with a blank")
         if self.max_results < 0:
             raise StartupError(f"max_results must be at least 0, not {self.max_results}")
         if not 0 <= self.reload_seconds < math.inf:
@@ -127,7 +154,8 @@ class ServerConfig:
         raw = json.loads(text)
         _reject_unknown(cls, raw)
         lists = {k: tuple(raw.get(k, ())) for k in ("vectors", "probes", "saes", "default_probes")}
-        return cls(**{**raw, **lists, "limits": Limits(**raw.get("limits", {}))})
+        records = RecordsConfig(**raw.get("records", {}))
+        return cls(**{**raw, **lists, "limits": Limits(**raw.get("limits", {})), "records": records})
 
     @classmethod
     def from_environment(cls) -> Self:
