@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import httpx
@@ -151,8 +152,10 @@ def test_names_slots_and_plans_do_not_outlive_what_they_were_for(running: Runnin
         gone = [server.get(path).status_code for _ in range(4)]
     assert (seen, gone) == ([200] * 4, [404] * 4)
     # As many plans as there are slots, in each engine, and more of them that wait.
-    for number in range(100, 100 + 2 * SLOTS * way.ranks):
-        assert ask(server, number, number % way.ranks).response["choices"][0]["finish_reason"] == "length"
+    numbers = range(100, 100 + 2 * SLOTS * way.ranks)
+    with ThreadPoolExecutor(len(numbers)) as pool:
+        answers = list(pool.map(lambda number: ask(server, number, number % way.ranks), numbers))
+    assert [answer.choice["finish_reason"] for answer in answers] == ["length"] * len(numbers)
     assert not counted(server, "vllm:num_requests_running")
     assert not counted(server, "vllm:num_requests_waiting")
     assert not counted(server, "pilothouse_engine_gaps_total")
