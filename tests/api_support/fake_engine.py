@@ -6,7 +6,7 @@ are random but the same every time.
 
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -76,6 +76,10 @@ def decode(token: int) -> str:
     return f"«{token}»"
 
 
+def read_text(token_ids: Sequence[int]) -> str:
+    return "".join(map(decode, token_ids))
+
+
 def encode(prompt: str) -> list[int]:
     return [BOS, *(2 + ord(c) % 97 for c in prompt)]
 
@@ -109,7 +113,7 @@ class FakeServer:
             self.config,
             self.shape,
             self.layout,
-            decode,
+            read_text,
             self.bos,
             lambda t: Metrics(t, self.metrics_registry),
             self.peers,

@@ -85,7 +85,8 @@ def drafts(way: str, llama: Path) -> Iterator[Gathered]:
     if way == "draft model":
         settings["model"] = str(llama)
     engine = Engine(llama, EngineLayout(), block_size=32, enforce_eager=True, speculative_config=settings)
-    found = gather(engine, Reference(llama), latches=False)
+    # Long enough for the model to repeat itself, which is what n-grams guess.
+    found = gather(engine, Reference(llama), latches=False, max_tokens=30)
     drafted, accepted = (_count(engine, f"vllm:spec_decode_num_{what}_tokens") for what in ("draft", "accepted"))
     assert min(accepted, drafted - accepted) > 20, f"{accepted} of {drafted} drafts accepted"
     yield found

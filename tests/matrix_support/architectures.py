@@ -270,9 +270,10 @@ ROWS: tuple[Architecture, ...] = (
     ),
     _transformers("Transformers backend", "Qwen3", sample=True),
     _transformers("Transformers backend, MoE", "Qwen3Moe", EXPERTS),
-    # A family of its own, since the rows above leave vLLM's marks on their classes in the process that ran them.
+    # A family of its own: rows that vLLM serves with this backend leave its marks on their classes in the process that
+    # ran them, Arcee's among them.
     Architecture(
-        "Transformers backend, compiled", "Arcee", options={"model_impl": "transformers", "enforce_eager": False}
+        "Transformers backend, compiled", "Cwm", options={"model_impl": "transformers", "enforce_eager": False}
     ),
     Architecture(
         "Jamba",

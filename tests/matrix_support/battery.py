@@ -47,6 +47,7 @@ class Gathered:
     engine: Engine
     reference: Reference
     tolerance: float
+    max_tokens: int
     cases: list[Case]
     aborted: list[Job]
     places: tuple[list[list[int]], list[Plan], list[Result]]
@@ -55,7 +56,13 @@ class Gathered:
 
 
 def gather(
-    engine: Engine, reference: Reference, *, latches: bool = True, tolerance: float = LOGPROB_TOLERANCE, **sampling: int
+    engine: Engine,
+    reference: Reference,
+    *,
+    latches: bool = True,
+    tolerance: float = LOGPROB_TOLERANCE,
+    max_tokens: int = MAX_TOKENS,
+    **sampling: int,
 ) -> Gathered:
     """Put an engine of a model of `conftest.SHAPE` through everything.
 
@@ -65,12 +72,12 @@ def gather(
     plans = [*_plans(rng, latches), *[Plan()] * 4]
     prompts = [*make.prompts(rng, len(plans) - 2), *([int(t) for t in rng.integers(1, 500, size=70)] for _ in range(2))]
     plain = make.prompts(rng, 4)
-    before = engine.run(plain, [None] * 4, MAX_TOKENS, **sampling)
+    before = engine.run(plain, [None] * 4, max_tokens, **sampling)
     cases = [
         _case(reference, prompt, plan, result)
         for _ in ("cold", "warm")
         for prompt, plan, result in zip(
-            prompts, plans, engine.run(prompts, list(plans), MAX_TOKENS, **sampling), strict=True
+            prompts, plans, engine.run(prompts, list(plans), max_tokens, **sampling), strict=True
         )
     ]
     aborted = run_with_aborts(engine, prompts, plans, after=4)
@@ -79,11 +86,12 @@ def gather(
         engine,
         reference,
         tolerance,
+        max_tokens,
         cases,
         aborted,
         places,
         before,
-        engine.run(plain, [None] * 4, MAX_TOKENS, **sampling),
+        engine.run(plain, [None] * 4, max_tokens, **sampling),
     )
 
 
@@ -158,7 +166,7 @@ def stops(gathered: Gathered) -> None:
         assert not seen[:-1].any(), "it should have ended before"
         assert case.result.ended == (("stop", "probe:probe") if seen[-1] else ("length", None))
         ended.append(len(case.result.token_ids))
-    assert min(ended) < max(ended) == MAX_TOKENS
+    assert min(ended) < max(ended) == gathered.max_tokens
 
 
 def unsteered(gathered: Gathered) -> None:

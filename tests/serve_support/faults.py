@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,11 +143,14 @@ class Aftermath:
         return {stream.ending for stream in self.streams}
 
 
-def kill(server: Server, title: str, streams: list[Stream]) -> Aftermath:
-    """Kill the process of that title in the middle of `streams`, and wait until the server is gone."""
+def kill(server: Server, title: str, begin: Callable[[int], Stream], n: int) -> Aftermath:
+    """Kill the process of that title in the middle of `n` streams, and wait until the server is gone."""
+    # Looked for before: to go through all processes may take as long as a stream.
+    victim = process_called(server, title)
+    streams = [begin(number) for number in range(n)]
     for each in streams:
         assert each.begun.wait(120)
-    process_called(server, title).kill()
+    victim.kill()
     for each in streams:
         each.wait()
     status = server.process.wait(timeout=300)

@@ -14,7 +14,7 @@ from pilothouse.core.artefact import check_fits
 from pilothouse.core.directions import Direction
 from pilothouse.core.sites import SITE, Float32, ModelShape
 from pilothouse.probing.aggregation import Aggregate, Alarm, Float64, ProbeStats, summarise
-from pilothouse.probing.calibration import AnyCalibration, calibrate, logit_at
+from pilothouse.probing.calibration import AnyCalibration, Rectified, calibrate, logit_at
 
 MEASURED = frozenset({"metrics", "reference_histogram"})
 """The keys of a card that hold measurements of the probe, as opposed to what it is."""
@@ -80,6 +80,11 @@ class Probe:
         kinds = {"weight": self.weights, "mean": self.mean, "std": self.std}
         rows = {f"{kind}.{layer}": row for kind, by_layer in kinds.items() for layer, row in by_layer.items()}
         return {**rows, "bias": np.array([self.bias], dtype=np.float32)}
+
+    @property
+    def watches_feature(self) -> bool:
+        """Whether it is an SAE feature, whose score is an activation and no probability."""
+        return isinstance(self.token_calibration, Rectified)
 
     @property
     def full_card(self) -> dict[str, Any]:

@@ -25,13 +25,17 @@ class EditMaker:
         self._sources = sources
         self._limit = limit
 
-    def make(self, asked: Sequence[EditField], catalogue: Catalogue, where: str) -> tuple[Edit, ...]:
-        """The edits of a request; BadRequest, with the path below `where`, for the first thing wrong."""
+    def make(
+        self, asked: Sequence[EditField], catalogue: Catalogue, where: str
+    ) -> tuple[tuple[Edit, ...], tuple[float | None, ...]]:
+        """The edits of a request, and how far each pushes the stream, in lengths of it; BadRequest, with the path below
+        `where`, for the first thing wrong."""
         places = [f"{where}[{i}]" for i in range(len(asked))]
         sources = [self._sources.find(entry, catalogue, place) for entry, place in zip(asked, places, strict=True)]
         edits = [self._edit(*found, catalogue) for found in zip(asked, sources, places, strict=True)]
-        self._limit.check(edits, [source.resid_norm for source in sources], where)
-        return tuple(edits)
+        norms = [source.resid_norm for source in sources]
+        self._limit.check(edits, norms, where)
+        return tuple(edits), self._limit.pushes(edits, norms)
 
     def _edit(self, asked: EditField, source: Source, where: str, catalogue: Catalogue) -> Edit:
         layers = choose_layers(asked.layers, source, where)

@@ -27,7 +27,8 @@ class Ask:
 
     probes stand in the order of the plan's readouts, of which gates may have more. tokens, prompt: scores of generated
     and of prompt tokens are shown. steering_given: the client sent `steering`, so it gets receipts even when the list
-    was empty. reads_given: it sent `probes` or a gate, so it is owed what the engine fails to read.
+    was empty. reads_given: it sent `probes` or a gate, so it is owed what the engine fails to read. pushes: of each
+    edit, in lengths of the stream, where known.
     """
 
     plan: Plan = field(default_factory=Plan)
@@ -36,6 +37,7 @@ class Ask:
     prompt: bool = False
     steering_given: bool = False
     reads_given: bool = False
+    pushes: tuple[float | None, ...] = ()
 
 
 class Planner:
@@ -57,14 +59,17 @@ class Planner:
         reject_near_misses(fields)
         catalogue = catalogue or self._registry.catalogue
         steering_given = STEERING in fields
-        edits = self._edits(parse_steering(fields[STEERING], self._layout), catalogue) if steering_given else ()
+        edits: tuple[Edit, ...] = ()
+        pushes: tuple[float | None, ...] = ()
+        if steering_given:
+            edits, pushes = self._edits(parse_steering(fields[STEERING], self._layout), catalogue)
         asked = parse_probes(fields[PROBES]) if PROBES in fields else ProbesField()
         if fields.get(BEAM_SEARCH) is True:
             return _without_beams(edits, asked.names != [] and PROBES in fields)
         names_at = PROBES if isinstance(fields.get(PROBES), list) else f"{PROBES}.names"
         ask = self._ask(edits, asked, catalogue, names_at)
         reads = PROBES in fields or any(edit.gate is not None for edit in edits)
-        return replace(ask, steering_given=steering_given, reads_given=reads)
+        return replace(ask, steering_given=steering_given, reads_given=reads, pushes=pushes)
 
     def defaults(self, catalogue: Catalogue | None = None) -> Ask:
         """The plan of a request that cannot carry our fields: the server's default probes."""
@@ -90,13 +95,15 @@ class Planner:
             found[probe.name] = probe
         return tuple(found.values())
 
-    def _edits(self, fields: list[EditField], catalogue: Catalogue) -> tuple[Edit, ...]:
+    def _edits(
+        self, fields: list[EditField], catalogue: Catalogue
+    ) -> tuple[tuple[Edit, ...], tuple[float | None, ...]]:
         if len(fields) > self._limits.max_edits:
             raise BadRequest(f"{STEERING} may have {self._limits.max_edits} edits, not {len(fields)}", STEERING)
         self._check_inline_size(fields)
-        edits = self._edit_maker.make(fields, catalogue, STEERING)
-        require_possible(edits, self._registry.shape)
-        return edits
+        made = self._edit_maker.make(fields, catalogue, STEERING)
+        require_possible(made[0], self._registry.shape)
+        return made
 
     def _check_inline_size(self, fields: list[EditField]) -> None:
         total = 0

@@ -18,8 +18,7 @@ from pilothouse.api.presets import Preset, Presets, load_presets
 from pilothouse.api.registry import Registry
 from pilothouse.api.results import ResultsStore
 from pilothouse.api.routes import make_router
-from pilothouse.api.scoring import Decode
-from pilothouse.api.session import Extension, Surroundings
+from pilothouse.api.session import Extension, ReadText, Surroundings
 from pilothouse.api.state import ATTRIBUTE, ApiState
 from pilothouse.api.watch import watch
 from pilothouse.core.config import EngineLayout, ServerConfig
@@ -55,9 +54,9 @@ class PilothousePlugin:
         peers = None if siblings is None else Peers(siblings)
 
         def make_extension(
-            shape: ModelShape, layout: EngineLayout, decode: Decode, bos_token_id: int | None
+            shape: ModelShape, layout: EngineLayout, read_text: ReadText, bos_token_id: int | None
         ) -> RequestExtension:
-            extension, api_state = assemble(config, shape, layout, decode, bos_token_id, peers=peers)
+            extension, api_state = assemble(config, shape, layout, read_text, bos_token_id, peers=peers)
             setattr(state, ATTRIBUTE, api_state)
             return extension
 
@@ -89,7 +88,7 @@ def assemble(
     config: ServerConfig,
     shape: ModelShape,
     layout: EngineLayout,
-    decode: Decode,
+    read_text: ReadText,
     bos_token_id: int | None,
     make_metrics: Callable[[Iterable[float]], Metrics] = Metrics,
     peers: Peers | None = None,
@@ -105,9 +104,10 @@ def assemble(
     thresholds = [probe.threshold for probe in registry.catalogue.probes.values()]
     around = Surroundings(
         sink=Sinks(make_metrics(thresholds), results),
-        decode=decode,
+        decode=lambda token_id: read_text([token_id]),
         bos_token_id=bos_token_id,
         max_names_in_label=config.limits.max_steering_names_in_label,
+        read_text=read_text if config.records.text else None,
     )
     planner = Planner(registry, layout, config.limits)
     presets = load_presets(config.presets)

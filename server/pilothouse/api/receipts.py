@@ -44,6 +44,11 @@ def tokens_edited(plan: Plan, edit: Edit, span: Span, track: ChoiceTrack) -> int
     return sum(track.count_forwarded(int(position), int(position) + 1) for position in np.flatnonzero(opened))
 
 
+def count_open(plan: Plan, edit: Edit, span: Span, track: ChoiceTrack) -> int:
+    """At how many positions of `span` the edit's gate was open; 0 for an edit without one."""
+    return 0 if edit.gate is None else int(_open(plan, edit.gate, span, track).sum())
+
+
 def _end(track: ChoiceTrack) -> int:
     return track.n_prompt + max(len(track.token_ids) - 1, 0)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pilothouse.core.records import ProbeOutcome
+from pilothouse.core.records import Activity, ProbeOutcome
 from pilothouse.core.sites import Float32
 from pilothouse.core.tracks import ChoiceTrack
 from pilothouse.probing import Probe, ProbeStats
@@ -77,8 +77,22 @@ class Report:
 
     def outcome(self) -> ProbeOutcome:
         """For telemetry."""
-        name, prompt_end = ADHOC if self.probe.adhoc else self.probe.name, self.prompt_end_score
-        return ProbeOutcome(name, self.score, prompt_end, self.flagged, self.n_scored, self.reason)
+        return ProbeOutcome(
+            probe=ADHOC if self.probe.adhoc else self.probe.name,
+            score=self.score,
+            prompt_end=self.prompt_end_score,
+            flagged=self.flagged,
+            n_scored=self.n_scored,
+            reason=self.reason,
+            n_expected=max(len(self.logits) - 1, 0),
+            version=self.probe.version,
+            statistic=number(getattr(self.stats, self.probe.aggregate)),
+            activity=self._activity() if self.probe.watches_feature else None,
+        )
+
+    def _activity(self) -> Activity:
+        known = self.scores[np.isfinite(self.scores)]
+        return Activity(int((known > 0).sum()), float(known.sum()))
 
 
 class ChoiceScores:

@@ -3,25 +3,29 @@
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pilothouse.api.names import PROBES, STEERING
 from pilothouse.api.plans import Ask, Planner
 from pilothouse.api.presets import Presets
-from pilothouse.api.receipts import receipts, tokens_edited
+from pilothouse.api.receipts import count_open, receipts, tokens_edited
 from pilothouse.api.scoring import ADHOC, FAILED, ChoiceScores, Decode, Report, describe, numbers, token_scores
 from pilothouse.core.edits import Edit
 from pilothouse.core.errors import EngineGap
 from pilothouse.core.gaps import Gap, asked_for, describe_gaps, find_gaps
-from pilothouse.core.records import NO_TOKEN_IDS, ChoiceOutcome, OutcomeSink, ProbeOutcome, RequestOutcome
+from pilothouse.core.messages import StepCost
+from pilothouse.core.records import NO_TOKEN_IDS, ChoiceOutcome, GateOutcome, OutcomeSink, ProbeOutcome, RequestOutcome
 from pilothouse.core.serving import RequestSession
 from pilothouse.core.tracks import PromptTrack
 
 logger = logging.getLogger(__name__)
 
 NO_STEERING = "none"
+
+ReadText = Callable[[Sequence[int]], str]
+"""The text of token ids."""
 
 _DONE = "data: [DONE]"
 _DATA = "data: "
@@ -35,12 +39,15 @@ _LOGPROBS = '"logprobs":{'
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What every session of a server shares."""
+    """What every session of a server shares. read_text: where records keep prompts and completions; spent: told what
+    steps of a model's engine cost."""
 
     sink: OutcomeSink
     decode: Decode
     bos_token_id: int | None
     max_names_in_label: int
+    read_text: ReadText | None = None
+    spent: Callable[[str, StepCost], None] = lambda model_name, cost: None
 
 
 @dataclass
@@ -71,7 +78,9 @@ class Session:
     model_name: str
     around: Surroundings
     created: float = field(default_factory=time.time)
+    began: float = field(default_factory=time.perf_counter)
     response_id: str = ""
+    _prompts: list[PromptTrack] = field(default_factory=list)
     _choices: list[_Choice] = field(default_factory=list)
     _closed: bool = False
     _failed: bool = False
@@ -89,6 +98,7 @@ class Session:
 
     def add_prompt(self, track: PromptTrack) -> None:
         """Take the prompt's sequences in; their numbers follow those of earlier prompts."""
+        self._prompts.append(track)
         for choice in track.choices:
             scores = ChoiceScores(choice, track.prompt_token_ids, self.ask.probes)
             self._choices.append(_Choice(track, scores))
@@ -276,7 +286,26 @@ class Session:
             choices=self._choice_outcomes(error),
             body=tuple(self._record(i, choice) for i, choice in enumerate(self._choices)),
             error=error,
+            seconds=time.perf_counter() - self.began,
+            n_prompt=sum(len(prompt.prompt_token_ids) for prompt in self._prompts),
+            plan_digests=tuple(f"sha256:{edit.digest.hex()}" for edit in self.plan.edits),
+            strengths=self._strengths(),
+            text=None if self.around.read_text is None else self._text(self.around.read_text),
         )
+
+    def _strengths(self) -> dict[str, float]:
+        """By name, the hardest push of an edit, in lengths of the stream; edits that only take away have none."""
+        found: dict[str, float] = {}
+        for edit, push in zip(self.plan.edits, self.ask.pushes, strict=True):
+            if push:
+                found[edit_name(edit)] = max(push, found.get(edit_name(edit), 0.0))
+        return found
+
+    def _text(self, read: ReadText) -> dict[str, list[str]]:
+        return {
+            "prompts": [read(prompt.prompt_token_ids) for prompt in self._prompts],
+            "completions": [read(choice.scores.track.token_ids) for choice in self._choices],
+        }
 
     def _choice_outcomes(self, error: str | None) -> tuple[ChoiceOutcome, ...]:
         if error == NO_TOKEN_IDS and not self._choices:
@@ -290,7 +319,16 @@ class Session:
             name = edit_name(edit)
             edited[name] = edited.get(name, 0) + tokens_edited(self.plan, edit, span, choice.scores.track)
         probes = tuple(report.outcome() for report in self._reports(choice, error))
-        return ChoiceOutcome(probes, edited, tuple(gap.kind for gap in self._gaps(choice)))
+        gaps = tuple(gap.kind for gap in self._gaps(choice))
+        return ChoiceOutcome(probes, edited, gaps, self._gates(choice), len(choice.scores.track.token_ids))
+
+    def _gates(self, choice: _Choice) -> tuple[GateOutcome, ...]:
+        found = []
+        for edit, span in zip(self.plan.edits, choice.prompt.spans, strict=True):
+            if edit.gate is not None and (n_open := count_open(self.plan, edit, span, choice.scores.track)):
+                action: Literal["steer", "stop"] = "stop" if edit.gate.stops else "steer"
+                found.append(GateOutcome(edit_name(edit), edit.gate.label, action, n_open))
+        return tuple(found)
 
     def _record(self, index: int, choice: _Choice) -> dict[str, Any]:
         return {"index": index, "finish_reason": choice.scores.track.finish_reason} | self._finished(choice)
@@ -316,6 +354,10 @@ class Extension:
     def open_default(self, route: str, model_name: str) -> RequestSession:
         """A session that reads the server's default probes."""
         return Session(self._planner.defaults(), route, model_name, self._around)
+
+    def spent(self, model_name: str, cost: StepCost) -> None:
+        """Pass on what steps of the engine cost."""
+        self._around.spent(model_name, cost)
 
 
 def edit_name(edit: Edit) -> str:

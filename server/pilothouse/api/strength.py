@@ -18,6 +18,16 @@ class StrengthLimit:
     most: float | None = None
     lengths: Mapping[int, float] | None = None
 
+    def pushes(self, edits: Sequence[Edit], resid_norms: Sequence[Mapping[int, float]]) -> tuple[float | None, ...]:
+        """For each edit how many lengths of the stream it may add at the layer where that is most; None where how long
+        the stream is there is not known."""
+        found = []
+        for edit, norms in zip(edits, resid_norms, strict=True):
+            lengths = {layer: norms.get(layer) or (self.lengths or {}).get(layer) for layer in edit.coefficients}
+            known = [edit.push(layer) / length for layer, length in lengths.items() if length]
+            found.append(max(known) if len(known) == len(lengths) else None)
+        return tuple(found)
+
     def check(self, edits: Sequence[Edit], resid_norms: Sequence[Mapping[int, float]], where: str) -> None:
         """BadRequest for the first of a request's edits that goes too far, or whose length cannot be told.
 

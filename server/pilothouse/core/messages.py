@@ -9,6 +9,7 @@ under `READING_KEY`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -137,18 +138,33 @@ class WireDirections(msgspec.Struct, frozen=True, array_like=True):
     forget: tuple[bytes, ...] = ()
 
 
+class StepCost(NamedTuple):
+    """What steps that ran a request with a plan took of the worker's own time, in seconds, beside the model's forward:
+    to say which token takes which row (prepare), and to take out what was read (read)."""
+
+    steps: int = 0
+    prepare: float = 0.0
+    read: float = 0.0
+
+    def plus(self, other: "StepCost") -> "StepCost":
+        """Both together."""
+        return StepCost(self.steps + other.steps, self.prepare + other.prepare, self.read + other.read)
+
+
 class Reading(msgspec.Struct, frozen=True, array_like=True):
     """Readouts of one request from one or more steps.
 
     runs: (first position, number of positions, number of them edited) for each stretch that was forwarded; scores:
     float32 bytes [n, readouts of the request], for the positions listed in `score_runs` as (first, number); cached:
-    positions before this one were in the prefix cache when the request started, or started again after preemption.
+    positions before this one were in the prefix cache when the request started, or started again after preemption;
+    cost: of all requests' steps since the last reading that said so, for one request of a step carries it for all.
     """
 
     runs: tuple[tuple[int, int, int], ...] = ()
     score_runs: tuple[tuple[int, int], ...] = ()
     scores: bytes = b""
     cached: int = 0
+    cost: StepCost = StepCost()
 
 
 plan_encoder = msgspec.msgpack.Encoder()
@@ -215,7 +231,8 @@ class StepReadings:
 
     Request k ran counts[k] positions from starts[k]; edited[sum(counts[:k]):] says of each whether it was edited, for
     the scheduler alone knows which of them were drafts that have been rejected. The readouts of its last scored[k]
-    positions are rows sum(scored[:k]) onward of scores, [sum of scored, readout columns] float32.
+    positions are rows sum(scored[:k]) onward of scores, [sum of scored, readout columns] float32. cost: of this step,
+    and of the preparations of such before it as ran no request with a plan.
     """
 
     request_ids: list[str]
@@ -224,3 +241,4 @@ class StepReadings:
     edited: npt.NDArray[np.bool_]
     scored: npt.NDArray[np.int64]
     scores: Float32
+    cost: StepCost = field(default_factory=StepCost)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from pilothouse.core.messages import StepCost
 from pilothouse.core.plans import Plan
 from pilothouse.core.sites import Float32, ModelShape
 from pilothouse.core.tracks import PromptTrack
@@ -62,6 +63,9 @@ class RequestExtension(Protocol):
 
     def open_default(self, route: str, model_name: str) -> RequestSession:
         """A session for traffic that arrives by routes without our fields: the server's default probes."""
+
+    def spent(self, model_name: str, cost: StepCost) -> None:
+        """Told what steps of the engine took of its worker's time, each once."""
 
 
 class ActivationSource(Protocol):

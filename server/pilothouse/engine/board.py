@@ -7,6 +7,7 @@ numpy over whole batches; no Python runs per token, and only latched gates alloc
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from pilothouse.core.config import EngineLayout
 from pilothouse.core.directions import rows_from_payload
 from pilothouse.core.edits import Rule
-from pilothouse.core.messages import ChainLoad, SlotLoad, StepOrders, StepReadings
+from pilothouse.core.messages import ChainLoad, SlotLoad, StepCost, StepOrders, StepReadings
 from pilothouse.core.sites import Float32
 from pilothouse.engine.latches import Latches
 from pilothouse.engine.sites import Site, StepBuffers
@@ -40,10 +41,16 @@ class Board:
         self._chains_set = 0
         self.writes = bool(sites)
         self._step: _Step | None = None
+        self._prepared = 0.0
 
-    @torch.inference_mode()
     def obey(self, orders: StepOrders) -> None:
         """Apply the scheduler's changes before the step that they belong to."""
+        began = perf_counter()
+        self._obey(orders)
+        self._prepared += perf_counter() - began
+
+    @torch.inference_mode()
+    def _obey(self, orders: StepOrders) -> None:
         for request_id in orders.retire:
             self.latches.clear(self.spans.remove(request_id))
         for digest in orders.forget:
@@ -72,15 +79,19 @@ class Board:
         request_ids: the batch in its final order; counts: tokens of each request in this step; computed: position of
         each request's first token in this step.
         """
-        self._step = None
+        began = perf_counter()
+        self._step = self._mapped(request_ids, counts, computed)
+        self._prepared += perf_counter() - began
+
+    def _mapped(self, request_ids: Sequence[str], counts: Ints, computed: Ints) -> "_Step | None":
         if not len(self.spans) and not self.layout.capture:
             self.reset_rows()
-            return
+            return None
         lines = self.spans.lines(request_ids)
         planned = np.flatnonzero(lines)
         if not len(planned) and not self.layout.capture:
             self.reset_rows()
-            return
+            return None
         offsets = np.cumsum(counts) - counts
         n_tokens = int(counts.sum())
         token_lines = np.repeat(lines, counts)
@@ -88,7 +99,7 @@ class Board:
         rows = self.spans.rows_at(token_lines, positions)
         self._write_rows(rows)
         edited = np.logical_or(rows > 0, self._write_chains(token_lines, positions))
-        self._step = _Step(request_ids, planned, counts, computed, offsets, edited, token_lines, positions)
+        return _Step(request_ids, planned, counts, computed, offsets, edited, token_lines, positions)
 
     def reset(self) -> None:
         """Make ready for a run without requests: nothing is edited, and no sum goes on from an earlier run."""
@@ -136,6 +147,7 @@ class Board:
 
         On a GPU the copy is queued behind the step, before the next one may overwrite the scores, and nobody waits.
         """
+        began = perf_counter()
         step, self._step = self._step, None
         if step is None:
             return None
@@ -156,7 +168,8 @@ class Board:
             scored=kept[pick],
             scores=NO_SCORES,
         )
-        return PendingReadings(readings, self.buffers.scores[: len(wanted)], wanted)
+        prepared, self._prepared = self._prepared, 0.0
+        return PendingReadings(readings, self.buffers.scores[: len(wanted)], wanted, prepared, began)
 
     def take_captures(self) -> dict[str, dict[int, Float32]]:
         """The streams kept since the last call: by request and layer, [n_tokens, d_model] float32."""
@@ -242,8 +255,16 @@ class Board:
 class PendingReadings:
     """Readings whose scores may still be on their way from the device."""
 
-    def __init__(self, readings: StepReadings, scores: torch.Tensor, wanted: npt.NDArray[np.bool_]) -> None:
-        """scores: [n_tokens, readout columns] of the step's tokens; wanted: which of these rows are sent back."""
+    def __init__(
+        self,
+        readings: StepReadings,
+        scores: torch.Tensor,
+        wanted: npt.NDArray[np.bool_],
+        prepared: float,
+        began: float,
+    ) -> None:
+        """scores: [n_tokens, readout columns] of the step's tokens; wanted: which of these rows are sent back;
+        prepared: seconds that it took to prepare the step; began: when reading did, by the performance counter."""
         self._readings = readings
         self._wanted = wanted
         self._copied: torch.cuda.Event | None = None
@@ -252,12 +273,16 @@ class PendingReadings:
         if scores.is_cuda:
             self._copied = torch.cuda.Event()
             self._copied.record()
+        self._cost = StepCost(1, prepared, perf_counter() - began)
 
     def take(self) -> StepReadings:
-        """The readings, complete; waits for the copy."""
+        """The readings, complete; waits for the copy, which is not counted among their cost."""
         if self._copied is not None:
             self._copied.synchronize()
-        return replace(self._readings, scores=self._scores.numpy()[self._wanted])
+        began = perf_counter()
+        scores = self._scores.numpy()[self._wanted]
+        cost = self._cost.plus(StepCost(read=perf_counter() - began))
+        return replace(self._readings, scores=scores, cost=cost)
 
 
 class _Step:

@@ -32,6 +32,7 @@ from pilothouse.core.messages import (
     READING_KEY,
     RESERVED_KEYS,
     Payload,
+    StepCost,
     WireDirections,
     directions_encoder,
     plan_encoder,
@@ -178,11 +179,18 @@ class SteeringClient:
     """Wraps one vLLM engine client in place."""
 
     def __init__(
-        self, engine_client: Any, layout: EngineLayout, open_default: Callable[[], RequestSession], max_bytes: int
+        self,
+        engine_client: Any,
+        layout: EngineLayout,
+        open_default: Callable[[], RequestSession],
+        max_bytes: int,
+        spent: Callable[[StepCost], None] = lambda cost: None,
     ) -> None:
+        """spent: told what the steps of the engine's worker cost."""
         self._engine = engine_client
         self._layout = layout
         self._open_default = open_default
+        self._spent = spent
         self.couriers = Couriers(max_bytes)
         self._nonces = itertools.count()
         # Weak: whoever waits for the outputs keeps the tracks alive, so nothing is left of a request that is given up.
@@ -273,9 +281,12 @@ class SteeringClient:
             raw = params.pop(READING_KEY, None) if params else None
             if raw is not None:
                 output.kv_transfer_params = params or None
+                reading = reading_decoder.decode(raw)
+                if reading.cost.steps:
+                    self._spent(reading.cost)
                 choice = self._choices.get(output.request_id)
                 if choice is not None:
-                    choice.add(reading_decoder.decode(raw))
+                    choice.add(reading)
             if output.finish_reason == FinishReason.ERROR and output.request_id in self._tracks:
                 # vLLM may have dropped the request before the scheduler saw it, and with it what it carried.
                 self.couriers.lost(d.digest for d in self._tracks[output.request_id].plan.directions)

@@ -5,8 +5,9 @@ instances in the application's state get a subclass as their class, so every fla
 vLLM's routes, parsers and models are used as they are.
 """
 
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
@@ -26,7 +27,8 @@ from pilothouse.engine.runner import layout_of
 from pilothouse.engine.sessions import SteeringServing, relay, request_session
 from pilothouse.engine.support import model_shape
 
-MakeExtension = Callable[[ModelShape, EngineLayout, Callable[[int], str], int | None], RequestExtension]
+MakeExtension = Callable[[ModelShape, EngineLayout, Callable[[Sequence[int]], str], int | None], RequestExtension]
+"""Given the model's shape, the engine's layout, what reads token ids, and the id that begins a sequence."""
 
 
 class OpenAIChoices(SteeringServing):
@@ -126,10 +128,16 @@ def install(
         raise StartupError("--skip-tokenizer-init leaves prompts without token ids: nothing could be steered")
     names = [path.name for path in state.openai_serving_models.base_model_paths]
     shape = replace(shape, model=names[0])
-    extension = make_extension(shape, layout, lambda token: tokenizer.decode([token]), tokenizer.bos_token_id)
+    extension = make_extension(
+        shape, layout, lambda token_ids: tokenizer.decode(list(token_ids)), tokenizer.bos_token_id
+    )
     _name_presets(state.openai_serving_models, extension)
     client = SteeringClient(
-        engine_client, layout, lambda: extension.open_default("other", shape.model), max_direction_bytes
+        engine_client,
+        layout,
+        lambda: extension.open_default("other", shape.model),
+        max_direction_bytes,
+        partial(extension.spent, shape.model),
     )
     client.install()
     for name, served, steering in (

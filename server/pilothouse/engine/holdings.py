@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pilothouse.core.messages import Reading, WirePlan, reading_encoder
+from pilothouse.core.messages import Reading, StepCost, WirePlan, reading_encoder
 from pilothouse.core.plans import END
 from pilothouse.core.sites import Float32
 from pilothouse.engine.score_store import BlockCollector
@@ -65,13 +65,14 @@ class Buffer:
         self.runs = [(start, edited[: end - start]) for start, edited in self.runs if start < end]
         self.scores = [(start, rows[: end - start]) for start, rows in self.scores if start < end]
 
-    def encode(self) -> bytes:
-        """As it travels to the API process."""
+    def encode(self, cost: StepCost) -> bytes:
+        """As it travels to the API process, with what the steps of all requests have cost since one last did."""
         return reading_encoder.encode(
             Reading(
                 tuple((start, len(edited), int(edited.sum())) for start, edited in self.runs),
                 tuple((start, len(rows)) for start, rows in self.scores),
                 b"".join(rows.tobytes() for _, rows in self.scores),
                 self.cached,
+                cost,
             )
         )

@@ -24,6 +24,7 @@ from pilothouse.core.messages import (
     ReadoutLoad,
     RequestOrders,
     SlotLoad,
+    StepCost,
     StepOrders,
     StepReadings,
     WirePlan,
@@ -60,6 +61,7 @@ class SteeringScheduler(_Base):
         self.pilothouse_columns = SlotTable(layout.readouts)
         self.pilothouse_directions = DirectionStore()
         self.pilothouse_faults = 0
+        self._cost = StepCost()
         self._held: dict[str, Held] = {}
         self._pinned: dict[str, set[bytes]] = {}
         self._refused: dict[str, Refusal] = {}
@@ -298,6 +300,7 @@ class SteeringScheduler(_Base):
     def _buffer(self, readings: StepReadings, rejected: Mapping[str, int]) -> None:
         """Take in what a step ran; rejected: of how many draft tokens, the last ones of each request, it did so in
         vain. They are not part of the sequence, so nothing of them is counted, looked at or sent."""
+        self._cost = self._cost.plus(readings.cost)
         ends, begins = np.cumsum(readings.scored), np.cumsum(readings.counts) - readings.counts
         for k, request_id in enumerate(readings.request_ids):
             held = self._held.get(request_id)
@@ -322,7 +325,11 @@ class SteeringScheduler(_Base):
             for output in per_client.outputs:
                 buffer = self._buffers.pop(output.request_id, None)
                 if buffer is not None:
-                    output.kv_transfer_params = {**(output.kv_transfer_params or {}), READING_KEY: buffer.encode()}
+                    output.kv_transfer_params = {
+                        **(output.kv_transfer_params or {}),
+                        READING_KEY: buffer.encode(self._cost),
+                    }
+                    self._cost = StepCost()
         for request_id in [r for r in self._buffers if r not in self.requests]:
             del self._buffers[request_id]
 
