@@ -25,6 +25,7 @@ from pilothouse.core.directions import Direction
 from pilothouse.core.errors import BadRequest, EngineGap
 from pilothouse.core.messages import Reading
 from pilothouse.core.plans import Plan, edit_spans
+from pilothouse.core.records import RequestOutcome
 from pilothouse.core.serving import RequestExtension, RequestSession
 from pilothouse.core.sites import Float32, ModelShape
 from pilothouse.core.tracks import ChoiceTrack, PromptTrack
@@ -95,6 +96,18 @@ def answer(sequence: int, n: int) -> list[int]:
     return [int(t) for t in np.random.default_rng([sequence, 99]).integers(2, 99, n)]
 
 
+class Watched(Metrics):
+    """Metrics that keep what they were told."""
+
+    def __init__(self, outcomes: list[RequestOutcome], *args: Any) -> None:
+        super().__init__(*args)
+        self._outcomes = outcomes
+
+    def observe(self, outcome: RequestOutcome) -> None:
+        self._outcomes.append(outcome)
+        super().observe(outcome)
+
+
 @dataclass
 class FakeServer:
     """The application and what tests look at from outside."""
@@ -108,6 +121,7 @@ class FakeServer:
     def __post_init__(self) -> None:
         self.metrics_registry = CollectorRegistry()
         self.sessions: list[RequestSession] = []
+        self.outcomes: list[RequestOutcome] = []
         self.extension: RequestExtension
         self.extension, state = assemble(
             self.config,
@@ -115,7 +129,7 @@ class FakeServer:
             self.layout,
             read_text,
             self.bos,
-            lambda t: Metrics(t, self.metrics_registry),
+            lambda t: Watched(self.outcomes, t, self.metrics_registry),
             self.peers,
         )
         self.app = FastAPI()

@@ -141,3 +141,20 @@ def test_a_readout_column_is_cleared_where_the_new_probe_has_no_weights() -> Non
     board.obey(StepOrders(directions={narrow.digest: narrow.payload}, readouts=(ReadoutLoad(1, narrow.digest),)))
     assert board.sites[0].readouts.count_nonzero() == 0
     assert board.sites[1].readouts[1].tolist() == [2.0] * D_MODEL
+
+
+def test_every_step_with_a_plan_is_counted_once_with_the_time_that_it_took() -> None:
+    board = make_board()
+    board.obey(StepOrders(requests={"r0": RequestOrders(0, (WireSpan(0, 9, 0),), (0, 1), 0)}))
+    found = []
+    for request, start in (("r0", 0), ("plain", 0), ("r0", 3)):
+        board.map_tokens([request], np.array([3]), np.array([start]))
+        found.append(board.readings())
+    with_plan, plain, again = found
+    assert plain is None
+    assert with_plan is not None
+    assert again is not None
+    for readings in (with_plan, again):
+        assert readings.cost.steps == 1
+        assert 0.0 < readings.cost.prepare < 1.0
+        assert 0.0 < readings.cost.read < 1.0
