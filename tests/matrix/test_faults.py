@@ -77,7 +77,11 @@ def test_the_server_says_why_and_ends_as_vllm_does(death: str, aftermath: Afterm
     assert said in stock.log, "what vLLM says"
     assert said in aftermath.log
     assert (aftermath.status == 0) == (stock.status == 0)
-    assert aftermath.endings == stock.endings
+    if DEATHS[death].options:
+        # The kernel chooses to which API server a stream goes; those of the dead one are closed, the others told.
+        assert aftermath.endings | stock.endings <= {"closed", "error event"}
+    else:
+        assert aftermath.endings == stock.endings
 
 
 @pytest.mark.cell("faults", "{death}", "counters")

@@ -5,6 +5,7 @@ from typing import Any, get_args
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
+from pilothouse.api.console_routes import add_console_routes
 from pilothouse.api.errors import ErrorRoute
 from pilothouse.api.fields import Unit, operations
 from pilothouse.api.guard import MAX_BODY_BYTES
@@ -24,6 +25,7 @@ def make_router() -> APIRouter:
     router.add_api_route(CAPABILITIES, capabilities, methods=["GET"])
     router.add_api_route(RESULTS, result, methods=["GET"])
     add_registry_routes(router)
+    add_console_routes(router)
     return router
 
 
