@@ -21,6 +21,7 @@ from pilothouse.core.errors import StartupError
 from pilothouse.core.siblings import SIBLINGS_ENV, Siblings
 from pilothouse.engine import launch
 from pilothouse.engine.failure import startup_failures
+from pilothouse.engine.options import SHARED_BALANCING
 
 CLIENT = {"client_index": 1, "client_count": 2}
 
@@ -100,7 +101,7 @@ def test_it_is_announced_once_all_are_live(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flag", "reason"),
     [
-        *((f"--{name.replace('_', '-')}", "belong to one server") for name in launch.SHARED_BALANCING if "lb" in name),
+        *((f"--{name.replace('_', '-')}", "belong to one server") for name in SHARED_BALANCING if "lb" in name),
         ("--data-parallel-rank=0", "belong to one server"),
         ("--data-parallel-start-rank=1", "belong to one server"),
         ("--headless", "headless"),

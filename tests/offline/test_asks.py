@@ -154,6 +154,7 @@ def test_what_cannot_carry_plans_says_so(method: str, field: str, value: Any) ->
         ({"probes": ["no-such-probes"]}, "no-such-probes: there is no such file or folder"),
         ({"worker_cls": "their.Worker"}, "worker_cls is taken"),
         ({"scheduler_cls": "their.Scheduler"}, "scheduler_cls is taken"),
+        ({"data_parallel_rank": 0}, "data_parallel_rank: its"),
         ({"max_plans": 0}, "slots must be at least 1"),
         ({"max_edits": -1}, "max_edits must be at least 0"),
     ],

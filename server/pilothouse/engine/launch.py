@@ -13,19 +13,11 @@ from pilothouse.core.errors import PilothouseError, StartupError
 from pilothouse.core.siblings import Siblings
 from pilothouse.core.sites import ModelShape
 from pilothouse.engine.failure import report_startup_failure, startup_failures
-from pilothouse.engine.options import SCHEDULER, WORKER, compile_key
+from pilothouse.engine.options import SEAMS, compile_key, prefer_runner, refuse_taken
 from pilothouse.engine.support import model_shape, require_supported_config, require_supported_environment
 from pilothouse.engine.versions import require_supported_vllm
 
 PLUGIN = "pilothouse"
-SHARED_BALANCING = (
-    "data_parallel_rank",
-    "data_parallel_start_rank",
-    "data_parallel_external_lb",
-    "data_parallel_hybrid_lb",
-    "data_parallel_multi_port_external_lb",
-)
-"""Options by which several servers share data parallel engines; none of these ways has been run."""
 _LIVE = "live"
 """What the name of a file begins with that an API server leaves when it is live."""
 
@@ -34,8 +26,7 @@ def prepare_environment() -> None:
     """Settings that must be there before vLLM is imported, for every process of the server."""
     require_supported_environment()
     os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*_plugins(), PLUGIN]))
-    # The V1 runner is the one that has been run with sites. Whoever asks for V2 gets it, behind the start-up self-test.
-    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    prefer_runner()
 
 
 def serve(
@@ -96,20 +87,12 @@ def parse_arguments(arguments: Sequence[str], layout: EngineLayout) -> Any:
     # vLLM takes the configuration of a subcommand from a first word "serve".
     sys.argv = ["vllm", "serve", *arguments]
     args = _parser().parse_args(list(arguments))
-    for flag, ours in (("worker_cls", WORKER), ("scheduler_cls", SCHEDULER)):
-        if getattr(args, flag) not in (None, "auto", ours):
-            raise StartupError(f"--{flag.replace('_', '-')} is taken by Pilothouse")
-        setattr(args, flag, ours)
+    refuse_taken(vars(args), lambda name: f"--{name.replace('_', '-')}")
+    for name, ours in SEAMS.items():
+        setattr(args, name, ours)
     args.additional_config = {**(args.additional_config or {}), **compile_key(layout)}
     if args.headless or args.api_server_count == 0 or getattr(args, "grpc", False):
         raise StartupError("this release of Pilothouse does not serve headless or by gRPC")
-    for name in SHARED_BALANCING:
-        # Rank 0 is one, too.
-        if getattr(args, name, None) is not None and getattr(args, name) is not False:
-            raise StartupError(
-                f"this release of Pilothouse does not serve with --{name.replace('_', '-')}: its data parallel engines "
-                "belong to one server, which balances their load"
-            )
     args.model = args.model_tag or args.model
     validate_parsed_serve_args(args)
     return args

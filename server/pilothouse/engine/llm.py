@@ -4,7 +4,6 @@ Seams: `LLM._run_engine`, which every call that waits for outputs ends in, and t
 """
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,12 +12,11 @@ from vllm import LLM, RequestOutput
 from vllm.renderers.inputs.preprocess import conversation_to_seq, prompt_to_seq
 
 from pilothouse.core.config import EngineLayout, Limits
-from pilothouse.core.errors import StartupError
 from pilothouse.core.sites import ModelShape
 from pilothouse.engine.awaitable import AwaitableEngine, run
 from pilothouse.engine.failure import startup_failures
 from pilothouse.engine.llm_client import LLMClient
-from pilothouse.engine.options import SCHEDULER, WORKER, engine_options
+from pilothouse.engine.options import engine_options, prefer_runner, refuse_taken
 from pilothouse.engine.selftest import SelfTestReport, self_test
 from pilothouse.engine.support import model_shape, require_supported_config, require_supported_environment
 from pilothouse.engine.versions import require_supported_vllm
@@ -44,14 +42,11 @@ class PlannedLLM(LLM):
         """
         require_supported_vllm()
         require_supported_environment()
-        # As of a server: the V1 runner is the one that has been run with sites.
-        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
-        for name, ours in (("worker_cls", WORKER), ("scheduler_cls", SCHEDULER)):
-            if options.pop(name, None) not in (None, "auto", ours):
-                raise StartupError(f"{name} is taken by Pilothouse")
-        ours_too = engine_options(layout, options.pop("additional_config", None))
+        prefer_runner()
+        refuse_taken(options)
+        options |= engine_options(layout, options.get("additional_config"))
         with startup_failures():
-            super().__init__(model, **options, **ours_too)
+            super().__init__(model, **options)
         try:
             self._prepare(layout, test)
         except BaseException:
