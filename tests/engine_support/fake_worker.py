@@ -38,6 +38,7 @@ from pilothouse.core.messages import (
     READING_KEY,
     READINGS_ATTRIBUTE,
     Reading,
+    StepCost,
     WireDirections,
     directions_encoder,
     plan_encoder,
@@ -76,6 +77,7 @@ class FakeWorker:
         sites = {n: Site(buffers, layout, D_MODEL, torch.float32, first=n == LAYERS[0]) for n in LAYERS}
         self.board = Board(layout, buffers, sites)
         self.forwarded: list[dict[str, range]] = []
+        self.with_plans = 0
         self._asks = asks
         self._states: dict[str, _State] = {}
         self._cache: dict[tuple[int, int], int] = {}
@@ -97,6 +99,7 @@ class FakeWorker:
         result = ModelRunnerOutput(batch, {r: i for i, r in enumerate(batch)}, sampled_token_ids=sampled)
         readings = self.board.readings()
         if readings is not None:
+            self.with_plans += 1
             setattr(result, READINGS_ATTRIBUTE, readings)
         return result
 
@@ -242,6 +245,7 @@ class FakeEngine:
         self.ended: dict[str, str] = {}
         self.seen: Counter[str] = Counter()
         self.steps = 0
+        self.cost = StepCost()
         self.worker = FakeWorker(self.layout, self.asks, seed)
         # So small that content which nobody uses is forgotten and sent again.
         self.courier = Courier(3 * DIRECTION_BYTES)
@@ -329,6 +333,7 @@ class FakeEngine:
         raw = (output.kv_transfer_params or {}).get(READING_KEY)
         if raw is not None:
             reading = reading_decoder.decode(raw)
+            self.cost = self.cost.plus(reading.cost)
             self._check_edited(request_id, reading)
             track.add(reading)
         track.token_ids.extend(output.new_token_ids)
@@ -393,5 +398,9 @@ def check_idle(engine: FakeEngine) -> None:
     for name in ("_held", "_pinned", "_refused", "_buffers", "_reserved", "_retired"):
         assert not getattr(scheduler, name), f"{name} keeps {getattr(scheduler, name)}"
     assert not scheduler.pilothouse_directions._pins
+    # The last step may have been of requests that were given up: then its cost waits for the next output.
+    told = engine.cost.plus(scheduler._cost)
+    assert told.steps == engine.worker.with_plans
+    assert (told.prepare > 0.0) == (told.read > 0.0) == (told.steps > 0)
     assert len(engine.worker.board.spans) == 0
     assert not scheduler.pilothouse_directions.missing(engine.worker.board.directions), "content is kept for ever"
