@@ -154,7 +154,7 @@ def test_names_slots_and_plans_do_not_outlive_what_they_were_for(running: Runnin
     # As many plans as there are slots, in each engine, and more of them that wait.
     numbers = range(100, 100 + 2 * SLOTS * way.ranks)
     with ThreadPoolExecutor(len(numbers)) as pool:
-        answers = list(pool.map(lambda number: ask(server, number, number % way.ranks), numbers))
+        answers = list(pool.map(lambda number: ask(server, number, number % way.ranks, who=False), numbers))
     assert [answer.choice["finish_reason"] for answer in answers] == ["length"] * len(numbers)
     assert not counted(server, "vllm:num_requests_running")
     assert not counted(server, "vllm:num_requests_waiting")
