@@ -1,10 +1,10 @@
-"""How far an AUROC might be from what it would be on other items of the same kind.
+"""How far a measure might be from what it would be on other items of the same kind.
 
 Items about one fact or entity stand or fall together, so whole groups are drawn: to draw single items would count each
 wording as news and make the interval too narrow (the cluster bootstrap; Field & Welsh, 2007).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,17 +19,18 @@ FEWEST_TOPICS = 5
 """With fewer topics, what they would be drawn to says nothing of others, and items are drawn."""
 
 FEWEST_USABLE = 0.6
-"""Share of draws that must hold both labels."""
+"""Share of draws that must have a measure: of the AUROC, those that hold both labels."""
 
 _DRAWS_AT_ONCE = 50
 
-Unit = Literal["group", "topic", "item"]
+Unit = Literal["group", "topic", "item", "response"]
 Clusters = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """The middle 95% of the AUROC of draws with replacement of `n_units` units; draws of one label are left out."""
+    """The middle 95% of a measure of draws with replacement of `n_units` units; draws without the measure, such as the
+    AUROC of one label, are left out."""
 
     low: float
     high: float
@@ -63,19 +64,28 @@ def auroc_interval(scores: Float64, labels: Labels, unit: Unit, of_item: Cluster
     order = np.argsort(scores, kind="stable")
     labels, of_item = labels[order], of_item[order]
     _, starts = np.unique(scores[order], return_index=True)
-    n_units = int(of_item.max()) + 1
-    rng = np.random.default_rng(seed)
     found: list[Float64] = []
-    for _ in range(0, DRAWS, _DRAWS_AT_ONCE):
-        times = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=_DRAWS_AT_ONCE)[:, of_item]
+    for times in draws(of_item, seed):
         low, high = (np.add.reduceat(times * (labels == label), starts, axis=1) for label in (0, 1))
         pairs = (low.sum(axis=1) * high.sum(axis=1)).astype(np.float64)
         won = (high * (np.cumsum(low, axis=1) - low / 2)).sum(axis=1)
         found.append(won[pairs > 0] / pairs[pairs > 0])
-    areas = np.concatenate(found)
-    if len(areas) < FEWEST_USABLE * DRAWS:
+    return interval(np.concatenate(found), unit, int(of_item.max()) + 1)
+
+
+def draws(of_item: Clusters, seed: int) -> Iterator[Clusters]:
+    """How often each item counts [some draws, items], in 2,000 draws of the clusters `of_item` altogether."""
+    n_units = int(of_item.max()) + 1
+    rng = np.random.default_rng(seed)
+    for _ in range(0, DRAWS, _DRAWS_AT_ONCE):
+        yield rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=_DRAWS_AT_ONCE)[:, of_item]
+
+
+def interval(measured: Float64, unit: Unit, n_units: int) -> Interval | None:
+    """The middle of what the draws that have the measure gave; None when they are too few."""
+    if len(measured) < FEWEST_USABLE * DRAWS:
         return None
-    lower, upper = np.quantile(areas, [0.025, 0.975])
+    lower, upper = np.quantile(measured, [0.025, 0.975])
     return Interval(float(lower), float(upper), unit, n_units)
 
 

@@ -72,8 +72,7 @@ def bins_for(n_items: int) -> int:
 def reliability(scores: Float64, labels: Labels, bins: int) -> list[ReliabilityBin]:
     """Bins of equal mass: their edges are quantiles of the scores. Equal scores share a bin, and empty bins are left
     out."""
-    edges = np.quantile(scores, np.linspace(0, 1, bins + 1))
-    of_item = np.searchsorted(edges[1:-1], scores)
+    of_item = equal_mass(scores, bins)
     found = []
     for i in range(bins):
         inside = of_item == i
@@ -82,6 +81,12 @@ def reliability(scores: Float64, labels: Labels, bins: int) -> list[ReliabilityB
             mean, observed = float(mine.mean()), float(np.mean(labels[inside] == 1))
             found.append(ReliabilityBin(float(mine.min()), float(mine.max()), int(inside.sum()), mean, observed))
     return found
+
+
+def equal_mass(scores: Float64, bins: int) -> npt.NDArray[np.int64]:
+    """Of each score the number of its bin [items]."""
+    edges = np.quantile(scores, np.linspace(0, 1, bins + 1))
+    return np.searchsorted(edges[1:-1], scores)
 
 
 def expected_calibration_error(table: list[ReliabilityBin]) -> float:

@@ -15,6 +15,7 @@ from pilothouse.core.directions import Direction
 from pilothouse.core.sites import SITE, Float32, ModelShape
 from pilothouse.probing.aggregation import Aggregate, Alarm, Float64, ProbeStats, summarise
 from pilothouse.probing.calibration import AnyCalibration, Rectified, calibrate, logit_at
+from pilothouse.probing.words import Levels, level_of
 
 MEASURED = frozenset({"metrics", "reference_histogram"})
 """The keys of a card that hold measurements of the probe, as opposed to what it is."""
@@ -26,8 +27,8 @@ class Probe:
 
     weights, mean and std are rows [d_model] float32 by layer; a layer without mean or std is not centred or scaled.
     threshold is a score; `alarm` says which side of it is bad. `calibration` is for the aggregated logit and for the
-    threshold, `token_calibration` for a token's own score; None means the plain sigmoid. card: the whole JSON card.
-    adhoc: made for one request, so no metric has its name.
+    threshold, `token_calibration` for a token's own score; None means the plain sigmoid. levels: the words for scores,
+    the default ones when None. card: the whole JSON card. adhoc: made for one request, so no metric has its name.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Probe:
     calibration: AnyCalibration | None = None
     token_calibration: AnyCalibration | None = None
     model: str | None = None
+    levels: Levels | None = None
     card: Mapping[str, Any] = field(default_factory=dict)
     adhoc: bool = False
 
@@ -89,8 +91,11 @@ class Probe:
     @property
     def full_card(self) -> dict[str, Any]:
         """The card with the probe's own attributes taking precedence over what it came with."""
+        card = {key: value for key, value in self.card.items() if key != "levels"}
+        if self.levels is not None:
+            card["levels"] = [level.model_dump(mode="json", exclude_none=True) for level in self.levels]
         return {
-            **self.card,
+            **card,
             "format": 1,
             "kind": "probe",
             "name": self.name,
@@ -139,6 +144,12 @@ class Probe:
     def flagged(self, score: float) -> bool:
         """Whether `score` is past the threshold on the alarm's side."""
         return bool(self._past(np.asarray(score, dtype=np.float64)))
+
+    def level(self, score: float | None) -> str | None:
+        """The word for `score`; None where there is no score, and of activations, which are no probabilities."""
+        if score is None or self.watches_feature:
+            return None
+        return level_of(self.levels, self.alarm, score)
 
     def _past(self, scores: Float64) -> npt.NDArray[np.bool_]:
         return np.asarray(scores > self.threshold if self.alarm == "high" else scores < self.threshold)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pilothouse.core.artefact import (
     FormatVersion,
@@ -20,6 +20,7 @@ from pilothouse.core.sites import Float32
 from pilothouse.probing.aggregation import Aggregate, Alarm
 from pilothouse.probing.calibration import Calibration
 from pilothouse.probing.probe import Probe
+from pilothouse.probing.words import Levels, check_levels
 
 
 class ProbeCard(BaseModel):
@@ -38,6 +39,7 @@ class ProbeCard(BaseModel):
     site: Literal["resid_post"] = "resid_post"
     calibration: Calibration | None = None
     token_calibration: Calibration | None = None
+    levels: Annotated[Levels, AfterValidator(check_levels)] | None = None
 
 
 def probe_from_bytes(data: bytes) -> Probe:
@@ -62,6 +64,7 @@ def probe_from_bytes(data: bytes) -> Probe:
         calibration=card.calibration,
         token_calibration=card.token_calibration,
         model=card.model,
+        levels=card.levels,
         card=raw.card,
     )
     _check_folded(probe)

@@ -11,6 +11,7 @@ from pilothouse.core.records import Activity, ProbeOutcome
 from pilothouse.core.sites import Float32
 from pilothouse.core.tracks import ChoiceTrack
 from pilothouse.probing import Probe, ProbeStats
+from pilothouse.probing.words import past, telling
 
 Decode = Callable[[int], str]
 """The text of one token id."""
@@ -75,6 +76,11 @@ class Report:
             return None
         return number(float(token_scores(self.probe, np.array([logit], dtype=np.float32))[0]))
 
+    @property
+    def level(self) -> str | None:
+        """The word for the score."""
+        return self.probe.level(self.score)
+
     def outcome(self) -> ProbeOutcome:
         """For telemetry."""
         return ProbeOutcome(
@@ -87,6 +93,7 @@ class Report:
             n_expected=max(len(self.logits) - 1, 0),
             version=self.probe.version,
             statistic=number(getattr(self.stats, self.probe.aggregate)),
+            level=self.level,
             activity=self._activity() if self.probe.watches_feature else None,
         )
 
@@ -208,15 +215,17 @@ def token_scores(probe: Probe, logits: Float32) -> Float32:
     return scores
 
 
-def describe(report: Report) -> dict[str, Any]:
-    """The entry of one probe in a response, token lists apart."""
+def describe(report: Report, token: Decode) -> dict[str, Any]:
+    """The entry of one probe in a response, token lists apart; `token` is the text of a generated token, by index."""
     probe = report.probe
     shown: dict[str, Any] = {
         "score": report.score,
+        "level": report.level,
         "label": probe.label,
         "alarm": probe.alarm,
         "threshold": probe.threshold,
         "flagged": report.flagged,
+        "reasons": _reasons(report, token),
         "aggregate": probe.aggregate,
         "version": probe.version,
         "stats": {name: _stat(getattr(report.stats, name)) for name in STAT_NAMES},
@@ -225,6 +234,31 @@ def describe(report: Report) -> dict[str, Any]:
     if report.reason is not None:
         shown["reason"] = report.reason
     return shown
+
+
+def without_words(probes: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Entries of probes whose reasons do not say what the tokens are: for records, unless tokens were asked for."""
+    return {
+        name: entry
+        if not entry["reasons"]
+        else {**entry, "reasons": [{k: v for k, v in reason.items() if k != "token"} for reason in entry["reasons"]]}
+        for name, entry in probes.items()
+    }
+
+
+def _reasons(report: Report, token: Decode) -> list[dict[str, Any]]:
+    """Why a choice was flagged; empty when it was not."""
+    probe = report.probe
+    if not report.flagged or report.score is None:
+        return []
+    if probe.aggregate == "prompt_end":
+        return [{"prompt_end": True, "score": report.score, "past": past(report.score, probe.alarm, probe.threshold)}]
+    found = []
+    for j in telling(report.scores, report.logits, probe.aggregate, probe.alarm, probe.threshold):
+        score = float(report.scores[j])
+        beyond = past(score, probe.alarm, probe.threshold)
+        found.append({"token": token(j), "index": j, "score": score, "past": beyond})
+    return found
 
 
 def _stat(value: float | int | None) -> float | int | None:

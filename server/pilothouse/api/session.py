@@ -11,7 +11,17 @@ from pilothouse.api.names import PROBES, STEERING
 from pilothouse.api.plans import Ask, Planner
 from pilothouse.api.presets import Presets
 from pilothouse.api.receipts import count_open, receipts, tokens_edited
-from pilothouse.api.scoring import ADHOC, FAILED, ChoiceScores, Decode, Report, describe, numbers, token_scores
+from pilothouse.api.scoring import (
+    ADHOC,
+    FAILED,
+    ChoiceScores,
+    Decode,
+    Report,
+    describe,
+    numbers,
+    token_scores,
+    without_words,
+)
 from pilothouse.core.edits import Edit
 from pilothouse.core.errors import EngineGap
 from pilothouse.core.gaps import Gap, asked_for, describe_gaps, find_gaps
@@ -244,7 +254,7 @@ class Session:
         return describe_gaps(asked_for(self._gaps(choice), bool(self.plan.edits), self.ask.reads_given))
 
     def _finished(self, choice: _Choice) -> dict[str, Any]:
-        """What `decorate` answers and the record keeps; made once."""
+        """What `decorate` answers and the record keeps, but for the words in reasons; made once."""
         if choice.extras is None:
             choice.extras = self._extras(choice)
         return choice.extras
@@ -265,12 +275,13 @@ class Session:
 
     def _probes(self, choice: _Choice) -> dict[str, Any]:
         reports = self._reports(choice)
-        shown = {report.probe.name: describe(report) for report in reports}
+        ids, decode = choice.scores.track.token_ids, self.around.decode
+        shown = {report.probe.name: describe(report, lambda j: decode(ids[j])) for report in reports}
         if self.ask.tokens:
             for report in reports:
-                shown[report.probe.name]["tokens"] = choice.scores.generated_entries(report, self.around.decode)
+                shown[report.probe.name]["tokens"] = choice.scores.generated_entries(report, decode)
         if self.ask.prompt:
-            for name, entries in choice.scores.prompt_entries(self.around.decode, self.around.bos_token_id).items():
+            for name, entries in choice.scores.prompt_entries(decode, self.around.bos_token_id).items():
                 shown[name]["prompt_tokens"] = entries
         return shown
 
@@ -331,7 +342,10 @@ class Session:
         return tuple(found)
 
     def _record(self, index: int, choice: _Choice) -> dict[str, Any]:
-        return {"index": index, "finish_reason": choice.scores.track.finish_reason} | self._finished(choice)
+        finished = self._finished(choice)
+        if PROBES in finished and not self.ask.tokens:
+            finished = {**finished, PROBES: without_words(finished[PROBES])}
+        return {"index": index, "finish_reason": choice.scores.track.finish_reason} | finished
 
 
 class Extension:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from pilothouse.cli.convert import Source, convert_probe
 from pilothouse.cli.harbor import HARBOR_NAME
+from pilothouse.cli.recalibrate import recalibrate_probe
 from pilothouse.cli.source import (
     Dtype,
     Eager,
@@ -52,6 +53,7 @@ from pilothouse.probing.statements import digest_items, write_statements
 
 app = typer.Typer(no_args_is_help=True)
 app.command("convert")(convert_probe)
+app.command("recalibrate")(recalibrate_probe)
 
 Kind = Literal["texts", "chats"]
 Dataset = Annotated[

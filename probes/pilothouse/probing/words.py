@@ -1,0 +1,97 @@
+"""Words for people: how confident a score is, by the card's levels, and which tokens it rests on."""
+
+from itertools import pairwise
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+from pilothouse.core.sites import Float32
+from pilothouse.probing.aggregation import Aggregate, Alarm, Float64, support
+
+MAX_REASONS = 5
+
+
+class Level(BaseModel):
+    """A word for every confidence from `at_least` up to where the level before it begins; None reaches down to 0."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"\S")]
+    at_least: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+Levels = tuple[Level, ...]
+
+DEFAULT_LEVELS: Levels = (
+    Level(name="high", at_least=0.9),
+    Level(name="moderate", at_least=0.7),
+    Level(name="low", at_least=0.5),
+    Level(name="very low"),
+)
+
+
+def check_levels(levels: Levels) -> Levels:
+    """`levels` when every confidence has exactly one of them, else ValueError."""
+    if not levels:
+        raise ValueError("there must be a level")
+    *upper, last = levels
+    bounds = [level.at_least for level in upper if level.at_least is not None]
+    if last.at_least is not None or len(bounds) < len(upper):
+        raise ValueError("every level but the last, and it alone not, has at_least")
+    if any(after >= before for before, after in pairwise(bounds)):
+        raise ValueError("the bounds at_least must decrease from level to level")
+    if len({level.name for level in levels}) < len(levels):
+        raise ValueError("two levels have one name")
+    return levels
+
+
+def level_of(levels: Levels | None, alarm: Alarm, score: float) -> str:
+    """The word for a score, a probability: of the good case when the alarm is low, else of the bad one.
+
+    Levels are of the confidence that the good case holds. None: the default ones.
+    """
+    confidence = score if alarm == "low" else 1 - score
+    fitting = (level for level in levels or DEFAULT_LEVELS if level.at_least is None or confidence >= level.at_least)
+    return next(fitting).name
+
+
+def telling(scores: Float32, logits: Float32, aggregate: Aggregate, alarm: Alarm, threshold: float) -> list[int]:
+    """Which of a flagged choice's generated tokens [n] say why, the worst first, at most five.
+
+    scores: the tokens' own; NaN where there is none, as in logits. They are those past the threshold by themselves.
+    Where none is, since the calibration of tokens is not that of choices, and where the aggregate is of one token
+    whatever the others are, they are those that draw the aggregate most to where it is. ValueError for `prompt_end`,
+    which no generated token tells of.
+    """
+    known = np.flatnonzero(np.isfinite(scores))
+    sign = 1 if alarm == "high" else -1
+    badness = sign * scores[known].astype(np.float64)
+    chosen = np.flatnonzero(badness > sign * threshold)
+    if _of_one(aggregate, alarm) or not len(chosen):
+        chosen = _drawing(
+            sign * logits[known].astype(np.float64), support(logits[known].astype(np.float64), aggregate, alarm)
+        )
+    worst_first = chosen[np.argsort(-badness[chosen], kind="stable")[:MAX_REASONS]]
+    return [int(j) for j in known[worst_first]]
+
+
+def past(score: float, alarm: Alarm, threshold: float) -> float:
+    """How far a score is past the threshold on the alarm's side; below 0 on the other."""
+    return score - threshold if alarm == "high" else threshold - score
+
+
+def _of_one(aggregate: Aggregate, alarm: Alarm) -> bool:
+    """Whether other tokens could have been as bad, or worse, without a part in the score."""
+    return aggregate in ("last", "min" if alarm == "high" else "max")
+
+
+def _drawing(badness: Float64, weights: Float64) -> npt.NDArray[np.int64]:
+    """Of tokens [n] with weights that sum to 1, at most five that are as bad as the weighted mean, or worse: those that
+    add most to it."""
+    mean = float(weights @ badness)
+    # One token is always as bad as the mean, but for how the mean is rounded.
+    chosen = np.flatnonzero((weights > 0) & (badness >= mean - 1e-6 * max(1.0, abs(mean))))
+    added = weights[chosen] * (badness[chosen] - mean)
+    return chosen[np.argsort(-added, kind="stable")[:MAX_REASONS]]
