@@ -95,6 +95,17 @@ async def test_it_wires_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("clean_registry", "installed")
+@pytest.mark.parametrize("endpoint", [None, "http://localhost:4317"])
+async def test_it_knows_whether_vllm_traces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str | None
+) -> None:
+    monkeypatch.setenv(CONFIG_ENV, write_all(tmp_path).to_json())
+    state: Any = SimpleNamespace()
+    await create_plugin().init_state("the engine", state, Namespace(otlp_traces_endpoint=endpoint))
+    assert state.pilothouse.engine_traces is (endpoint is not None)
+
+
+@pytest.mark.usefixtures("clean_registry", "installed")
 async def test_it_looks_for_changes_where_it_is_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CONFIG_ENV, write_all(tmp_path, reload_seconds=0.02).to_json())
     state: Any = SimpleNamespace()

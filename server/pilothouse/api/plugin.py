@@ -20,14 +20,17 @@ from pilothouse.api.results import ResultsStore
 from pilothouse.api.routes import make_router
 from pilothouse.api.session import Extension, ReadText, Surroundings
 from pilothouse.api.state import ATTRIBUTE, ApiState
+from pilothouse.api.trace_context import TraceRequests
 from pilothouse.api.watch import watch
 from pilothouse.core.config import EngineLayout, ServerConfig
 from pilothouse.core.errors import BadRequest, StartupError
 from pilothouse.core.serving import RequestExtension
 from pilothouse.core.siblings import Siblings
 from pilothouse.core.sites import ModelShape
+from pilothouse.telemetry.log_lines import LogLines
 from pilothouse.telemetry.metrics import Metrics
 from pilothouse.telemetry.sinks import Sinks
+from pilothouse.telemetry.spans import Spans
 
 
 class PilothousePlugin:
@@ -37,9 +40,10 @@ class PilothousePlugin:
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Add the routes and, inside vLLM's authentication, the guard."""
+        """Add the routes and, inside vLLM's authentication, the guard and the traces around it."""
         app.include_router(make_router())
         app.add_middleware(FieldGuard)
+        app.add_middleware(TraceRequests)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Load what the configuration names, swap the serving classes, and see that steering steers and reading reads;
@@ -65,7 +69,8 @@ class PilothousePlugin:
         if peers is not None:
             # From here on no other API server changes the registry without this one.
             await peers.listen(partial(answer_peer, assembled))
-        served = replace(assembled, deliver=partial(deliver, engine_client))
+        traced = getattr(args, "otlp_traces_endpoint", None) is not None
+        served = replace(assembled, deliver=partial(deliver, engine_client), engine_traces=traced)
         lengths: Mapping[int, float] = {}
         if config.self_test:
             report = await self_test(engine_client)
@@ -102,8 +107,11 @@ def assemble(
     registry = Registry(config, shape, peers)
     results = ResultsStore(config.max_results)
     thresholds = [probe.threshold for probe in registry.catalogue.probes.values()]
+    lines = None if config.request_log is None else LogLines(config.request_log)
+    spans = None if config.otlp_endpoint is None else Spans(config.otlp_endpoint)
+    outlets = [outlet for outlet in (lines, spans) if outlet is not None]
     around = Surroundings(
-        sink=Sinks(make_metrics(thresholds), results),
+        sink=Sinks(make_metrics(thresholds), results, *outlets),
         decode=lambda token_id: read_text([token_id]),
         bos_token_id=bos_token_id,
         max_names_in_label=config.limits.max_steering_names_in_label,
@@ -121,6 +129,7 @@ def assemble(
         planner.strength_limit,
         presets=tuple(presets),
         peers=peers,
+        closing=tuple(outlet.close for outlet in outlets),
     )
     return Extension(planner, around, Presets(presets)), state
 

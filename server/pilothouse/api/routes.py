@@ -11,7 +11,7 @@ from pilothouse.api.fields import Unit, operations
 from pilothouse.api.guard import MAX_BODY_BYTES
 from pilothouse.api.registry_routes import add_registry_routes, require_admin
 from pilothouse.api.results import newest
-from pilothouse.api.state import ApiState, state_of
+from pilothouse.api.state import ApiState, closing_at_the_end, state_of
 from pilothouse.core.edits import NamedPositions
 from pilothouse.core.sites import SITE
 
@@ -21,7 +21,7 @@ RESULTS = "/v1/probes/results/{response_id}"
 
 def make_router() -> APIRouter:
     """All routes of Pilothouse's own."""
-    router = APIRouter(route_class=ErrorRoute)
+    router = APIRouter(route_class=ErrorRoute, lifespan=closing_at_the_end)
     router.add_api_route(CAPABILITIES, capabilities, methods=["GET"])
     router.add_api_route(RESULTS, result, methods=["GET"])
     add_registry_routes(router)

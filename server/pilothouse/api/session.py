@@ -28,6 +28,7 @@ from pilothouse.core.gaps import Gap, asked_for, describe_gaps, find_gaps
 from pilothouse.core.messages import StepCost
 from pilothouse.core.records import NO_TOKEN_IDS, ChoiceOutcome, GateOutcome, OutcomeSink, ProbeOutcome, RequestOutcome
 from pilothouse.core.serving import RequestSession
+from pilothouse.core.trace import TraceContext, session_trace
 from pilothouse.core.tracks import PromptTrack
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class Session:
     around: Surroundings
     created: float = field(default_factory=time.time)
     began: float = field(default_factory=time.perf_counter)
+    trace: TraceContext | None = field(default_factory=session_trace)
     response_id: str = ""
     _prompts: list[PromptTrack] = field(default_factory=list)
     _choices: list[_Choice] = field(default_factory=list)
@@ -301,6 +303,7 @@ class Session:
             n_prompt=sum(len(prompt.prompt_token_ids) for prompt in self._prompts),
             plan_digests=tuple(f"sha256:{edit.digest.hex()}" for edit in self.plan.edits),
             strengths=self._strengths(),
+            trace=self.trace,
             text=None if self.around.read_text is None else self._text(self.around.read_text),
         )
 

@@ -1,10 +1,12 @@
 """What the routes find under `app.state.pilothouse`."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from fastapi import Request
+from fastapi import FastAPI, Request
 
 from pilothouse.api.peers import Peers
 from pilothouse.api.registry import Registry
@@ -13,6 +15,8 @@ from pilothouse.api.strength import StrengthLimit
 from pilothouse.core.config import EngineLayout, Limits
 from pilothouse.core.directions import Direction
 from pilothouse.core.errors import EngineGap
+
+logger = logging.getLogger(__name__)
 
 ATTRIBUTE = "pilothouse"
 
@@ -32,7 +36,8 @@ class ApiState:
     """The parts of a running server that its routes show or change.
 
     self_test: its findings, None if it was not run; watching: looks for changed artefacts, held here because the event
-    loop keeps no hold of its tasks; peers: further API servers of this server.
+    loop keeps no hold of its tasks; peers: further API servers of this server; engine_traces: whether vLLM makes spans
+    of its own; closing: to be called, in any order and at once, when the server ends.
     """
 
     registry: Registry
@@ -46,6 +51,21 @@ class ApiState:
     deliver: Deliver = nowhere
     watching: asyncio.Task[None] | None = None
     peers: Peers | None = None
+    engine_traces: bool = False
+    closing: tuple[Callable[[], None], ...] = ()
+
+
+@asynccontextmanager
+async def closing_at_the_end(app: FastAPI) -> AsyncIterator[None]:
+    """The life of a server: uvicorn ends it, in every API server, once the last request has ended."""
+    yield
+    state = getattr(app.state, ATTRIBUTE, None)
+    if state is None:
+        return
+    ends = (asyncio.to_thread(close) for close in state.closing)
+    for result in await asyncio.gather(*ends, return_exceptions=True):
+        if isinstance(result, BaseException):
+            logger.error("Not closed as it should be", exc_info=result)
 
 
 def state_of(request: Request) -> ApiState:

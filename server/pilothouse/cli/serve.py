@@ -20,6 +20,8 @@ from pilothouse.core.places import is_on_hub, is_url, local_path
 from pilothouse.core.sites import ModelShape
 from pilothouse.core.url_errors import masked
 from pilothouse.harbor.paths import model_dir, monitors_file, probes_dir, saes_dir, vectors_dir
+from pilothouse.telemetry.log_lines import STANDARD_ERROR, check_log
+from pilothouse.telemetry.otlp import check_endpoint
 
 CONTEXT: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -125,9 +127,10 @@ def serve(
         records=RecordsConfig(
             None if records == NO_RECORDS else records, records_days, records_mb, record_text, redact
         ),
-        request_log=request_log,
+        request_log=_log(request_log),
         otlp_endpoint=otlp_endpoint,
     )
+    check_endpoint(config.otlp_endpoint)
     os.environ[CONFIG_ENV] = config.to_json()
 
     def check(shape: ModelShape, names: list[str]) -> None:
@@ -149,6 +152,11 @@ def _here(folder: str | None) -> str | None:
     if folder is not None and (is_on_hub(folder) or is_url(folder)):
         raise StartupError(f"--uploads takes a folder on this machine, or mounted there, not {masked(folder)!r}")
     return None if folder is None else os.path.abspath(local_path(folder))
+
+
+def _log(path: str | None) -> str | None:
+    check_log(path)
+    return path if path in (None, STANDARD_ERROR) else os.path.abspath(path)
 
 
 def _file(path: Path | None) -> str | None:

@@ -3,10 +3,13 @@
 import re
 import secrets
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Self
 
-_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+# Version 00 ends with the flags; what a later one has behind them is not for us.
+_TRACEPARENT = re.compile(
+    r"(?!ff|00-.{52}.)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
+)
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class TraceContext:
     span_id: str
     parent_id: str | None = None
     sampled: bool = True
+    _taken: list[None] = field(default_factory=list, compare=False, repr=False)
 
     @classmethod
     def of_request(cls, traceparent: str | None) -> Self:
@@ -28,6 +32,13 @@ class TraceContext:
             return cls(secrets.token_hex(16), secrets.token_hex(8))
         return cls(found[1], secrets.token_hex(8), found[2], bool(int(found[3], 16) & 1))
 
+    def of_session(self) -> Self:
+        """The span of one more outcome of the request: the first has the request's own, later ones spans under it."""
+        if self._taken:
+            return replace(self, span_id=secrets.token_hex(8), parent_id=self.span_id, _taken=[])
+        self._taken.append(None)
+        return self
+
     @property
     def traceparent(self) -> str:
         """The header for those whom this span calls."""
@@ -36,3 +47,9 @@ class TraceContext:
 
 current_trace: ContextVar[TraceContext | None] = ContextVar("pilothouse_trace", default=None)
 """That of the HTTP request being handled."""
+
+
+def session_trace() -> TraceContext | None:
+    """The span of a session opened now; None outside of an HTTP request."""
+    trace = current_trace.get()
+    return None if trace is None else trace.of_session()
