@@ -12,6 +12,7 @@ from api_support.client import HONEST, INLINE, N_PROMPT, Client, connect
 from api_support.fake_engine import FakeServer, encode, read_text
 
 from pilothouse.core.config import RecordsConfig
+from pilothouse.core.messages import StepCost
 from pilothouse.core.records import GateOutcome, RequestOutcome
 
 CALM = {"vector": "calm"}
@@ -98,3 +99,12 @@ async def test_texts_are_told_only_where_records_keep_them(tmp_path: Path) -> No
     assert told.text["prompts"] == [read_text(encode("one")), read_text(encode("two"))]
     assert len(told.text["completions"]) == len(told.choices) == 4
     assert all(told.text["completions"])
+
+
+async def test_what_steps_cost_is_added_up(server: FakeServer) -> None:
+    for _ in range(2):
+        server.extension.spent("tiny", StepCost(2, 0.25, 0.5))
+    value = server.metrics_registry.get_sample_value
+    assert value("pilothouse_steps_total", {"model_name": "tiny"}) == 4.0
+    spent = [value("pilothouse_step_seconds_total", {"model_name": "tiny", "phase": p}) for p in ("prepare", "read")]
+    assert spent == [0.5, 1.0]

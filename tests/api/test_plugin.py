@@ -39,6 +39,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def install(engine_client: Any, state: Any, make_extension: Any) -> None:
         seen.extend([engine_client, make_extension(SHAPE, EngineLayout(), decode, 1)])
+        state.openai_serving_models = SimpleNamespace(base_model_paths=[SimpleNamespace(name="alias")])
 
     frontend = ModuleType("pilothouse.engine.frontend")
     frontend.install = install  # type: ignore[attr-defined]

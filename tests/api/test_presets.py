@@ -89,7 +89,7 @@ async def test_a_monitor_is_a_probe_of_that_name(tmp_path: Path) -> None:
         sample.labels["probe"]
         for metric in server.metrics_registry.collect()
         for sample in metric.samples
-        if "probe" in sample.labels
+        if sample.name == "pilothouse_probe_score_count"
     }
     assert names == {"busy", "adhoc"}
 

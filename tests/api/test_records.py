@@ -79,8 +79,9 @@ async def test_metrics_count_what_the_records_say(server: FakeServer, client: Cl
 
 async def test_thresholds_of_the_loaded_probes_are_buckets(server: FakeServer, client: Client) -> None:
     await client.chat(probes=["risk"])
-    for threshold in ("0.43", "0.875"):
-        labels = {"model_name": "tiny", "probe": "risk", "steering": "none", "le": threshold}
+    await client.chat(probes=["truthfulness"])
+    for probe, threshold in (("risk", "0.875"), ("truthfulness", "0.43")):
+        labels = {"model_name": "tiny", "probe": probe, "steering": "none", "le": threshold}
         assert server.metrics_registry.get_sample_value("pilothouse_probe_score_bucket", labels) is not None
 
 

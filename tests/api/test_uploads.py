@@ -59,10 +59,9 @@ async def test_an_engine_that_takes_too_long_registers_nothing(
 
 
 async def test_before_the_engine_is_there_nothing_can_be_uploaded(server: FakeServer, client: Client) -> None:
-    fields = {f: getattr(server.app.state.pilothouse, f) for f in ("registry", "results", "layout", "limits")}
-    server.app.state.pilothouse = ApiState(
-        **fields, admin_key="a-key", strength_limit=server.app.state.pilothouse.strength_limit
-    )
+    kept = ("registry", "results", "layout", "limits", "strength_limit", "metrics")
+    fields = {f: getattr(server.app.state.pilothouse, f) for f in kept}
+    server.app.state.pilothouse = ApiState(**fields, admin_key="a-key")
     assert_refused(await post(client, VECTORS, vector("new", 50)), None, 500)
 
 

@@ -129,7 +129,7 @@ class FakeServer:
             self.layout,
             read_text,
             self.bos,
-            lambda t: Watched(self.outcomes, t, self.metrics_registry),
+            lambda: Watched(self.outcomes, self.metrics_registry),
             self.peers,
         )
         self.app = FastAPI()

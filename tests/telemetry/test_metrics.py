@@ -1,140 +1,128 @@
-"""Metrics: the contract's names and labels, exact thresholds, and sinks that fail."""
+"""Metrics: the names and labels of the table, and what each of them counts."""
 
-import logging
-import os
-import subprocess
-import sys
+import re
 from pathlib import Path
 
-import pytest
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CollectorRegistry
+from telemetry_support.outcomes import MODEL, outcome, probe_info, scored
 
-from pilothouse.core.records import ChoiceOutcome, GapKind, OutcomeSink, ProbeOutcome, RequestOutcome
-from pilothouse.telemetry.metrics import Metrics, score_buckets
-from pilothouse.telemetry.sinks import Sinks
+from pilothouse.core.records import Activity, GapKind, GateOutcome, ProbeOutcome
+from pilothouse.telemetry.families import FAMILIES
+from pilothouse.telemetry.followed import RecordCounts
+from pilothouse.telemetry.metrics import Metrics, Quality
 
-
-def outcome(
-    *probes: ProbeOutcome, edited: dict[str, int] | None = None, steering: str = "none", gaps: tuple[GapKind, ...] = ()
-) -> RequestOutcome:
-    choice = ChoiceOutcome(probes, edited or {}, gaps)
-    return RequestOutcome("id", "m", "/v1/completions", steering, tuple(edited or ()), 0.0, (choice,))
+DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+ROW = re.compile(r"\| `(pilothouse_\w+)` \| (\w+) \| ([^|]*) \| ([^|]+) \|")
 
 
-@pytest.fixture
-def registry() -> CollectorRegistry:
-    return CollectorRegistry()
+def exercise(metrics: Metrics) -> None:
+    """Have every metric counted once."""
+    reference = {"edges": [0.0, 0.5, 1.0], "counts": [1, 1]}
+    metrics.show_registry(MODEL, [probe_info(reference_histogram=reference)], [], ["v"])
+    gate = GateOutcome("v", "p", "steer", 2)
+    watched = ProbeOutcome("p", 0.5, 1.0, True, 3, n_expected=4, activity=Activity(2, 1.5))
+    unscored = ProbeOutcome("p", None, None, False, 0, "aborted")
+    metrics.observe(outcome(watched, edited={"v": 4}, steering="v", gates=(gate,), strengths={"v": 0.3}))
+    metrics.observe(outcome(unscored, gaps=("edited",)))
+    metrics.add_step_times(MODEL, {"prepare": 0.5, "read": 0.25}, 7)
+    metrics.count_label(MODEL, "p", flagged=True, value=False)
+    metrics.show_quality(MODEL, [Quality("p", 4, 0.5, 0.25, 0.125)])
+    metrics.follow_records(RecordCounts)
+    metrics.follow_spans(dict)
+    metrics.follow_log_lines(dict)
+    metrics.follow_sink_errors(lambda: {"Store": 1})
 
 
-@pytest.fixture
-def metrics(registry: CollectorRegistry) -> Metrics:
-    return Metrics([0.5, 0.873], registry)
+def test_names_and_labels_are_those_of_the_table(metrics: Metrics, registry: CollectorRegistry) -> None:
+    exercise(metrics)
+    metrics.show_registry(MODEL, [probe_info(reference_histogram={"edges": [0.0, 1.0], "counts": [1]})], [], [])
+    found: dict[str, set[str]] = {}
+    kinds: dict[str, str] = {}
+    for family in metrics.collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        kinds[name] = family.type
+        found[name] = {label for sample in family.samples for label in sample.labels} - {"le"}
+    # No vector is registered any more.
+    found["pilothouse_vector_info"] = set(FAMILIES["pilothouse_vector_info"].labels)
+    assert found == {family.name: set(family.labels) for family in FAMILIES.values()}
+    assert kinds == {family.name: family.kind for family in FAMILIES.values()}
+    assert not any(":" in name for name in found)
 
 
-def test_names_and_labels_are_the_contracts(metrics: Metrics, registry: CollectorRegistry) -> None:
-    metrics.observe(outcome(ProbeOutcome("p", 0.5, 1.0, True, 3), edited={"v": 4}, steering="v"))
-    metrics.observe(outcome(ProbeOutcome("p", None, None, False, 0, "aborted"), gaps=("edited",)))
-    found = {
-        sample.name: set(sample.labels) - {"le"}
-        for family in registry.collect()
-        for sample in family.samples
-        if not sample.name.endswith("_created")
+def test_the_page_of_the_docs_lists_the_table() -> None:
+    rows = {
+        name: (kind, tuple(re.findall(r"`(\w+)`", labels))) for name, kind, labels, _ in ROW.findall(DOCS.read_text())
     }
-    scored = {"model_name", "probe", "steering"}
-    histograms = ("pilothouse_probe_score", "pilothouse_probe_prompt_end")
-    assert found == {
-        **{f"{name}_{part}": scored for name in histograms for part in ("bucket", "sum", "count")},
-        "pilothouse_probe_requests_total": {"model_name", "probe", "flagged"},
-        "pilothouse_probe_unscored_total": {"model_name", "probe", "reason"},
-        "pilothouse_probe_tokens_total": {"model_name", "probe"},
-        "pilothouse_steering_requests_total": {"model_name", "vector"},
-        "pilothouse_steering_tokens_total": {"model_name", "vector"},
-        "pilothouse_engine_gaps_total": {"model_name", "kind"},
-    }
-    assert b'flagged="true"' in generate_latest(registry)
+    assert rows == {family.name: (family.kind, family.labels) for family in FAMILIES.values()}
 
 
-def test_thresholds_are_buckets(metrics: Metrics, registry: CollectorRegistry) -> None:
-    buckets = score_buckets([0.5, 0.873])
-    assert len(buckets) == 21
-    assert buckets == tuple(sorted(buckets))
-    assert {0.05, 0.15, 0.5, 0.873, 1.0} <= set(buckets)
-    for score in (0.87, 0.873, 0.874):
-        metrics.observe(outcome(ProbeOutcome("p", score, None, False, 1)))
-    labels = {"model_name": "m", "probe": "p", "steering": "none", "le": "0.873"}
-    assert registry.get_sample_value("pilothouse_probe_score_bucket", labels) == 2
+def test_the_queries_of_the_docs_name_metrics_that_exist() -> None:
+    known = {name: name for name in FAMILIES}
+    for family in FAMILIES.values():
+        if family.kind == "histogram":
+            known |= {f"{family.name}_{part}": family.name for part in ("bucket", "sum", "count")}
+    queries = "\n".join(re.findall(r"```promql\n(.*?)```", DOCS.read_text(), re.DOTALL))
+    named = re.findall(r"(pilothouse_\w+)(?:\{([^}]*)\})?", queries)
+    assert len(named) > 5
+    for name, matchers in named:
+        labels = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers)) - {"le"}
+        assert labels <= set(FAMILIES[known[name]].labels), name
 
 
 def test_what_is_not_scored_is_counted_apart(metrics: Metrics, registry: CollectorRegistry) -> None:
     metrics.observe(outcome(ProbeOutcome("p", None, 0.25, False, 0, "one_generated_token")))
-    labels = {"model_name": "m", "probe": "p"}
+    labels = {"model_name": MODEL, "probe": "p"}
     value = registry.get_sample_value
     assert value("pilothouse_probe_unscored_total", {**labels, "reason": "one_generated_token"}) == 1
     assert value("pilothouse_probe_score_count", {**labels, "steering": "none"}) is None
     assert value("pilothouse_probe_prompt_end_sum", {**labels, "steering": "none"}) == 0.25
-    assert value("pilothouse_probe_requests_total", {**labels, "flagged": "false"}) is None
+    assert value("pilothouse_probe_requests_total", {**labels, "flagged": "false"}) == 0
+
+
+def test_a_probe_that_never_flagged_has_a_series_to_rise_from(metrics: Metrics, registry: CollectorRegistry) -> None:
+    labels = {"model_name": MODEL, "probe": "p", "flagged": "true"}
+    assert registry.get_sample_value("pilothouse_probe_requests_total", labels) == 0
+    metrics.observe(outcome(scored(0.9, flagged=True)))
+    assert registry.get_sample_value("pilothouse_probe_requests_total", labels) == 1
 
 
 def test_gaps_are_counted_by_choice_and_kind(metrics: Metrics, registry: CollectorRegistry) -> None:
-    for gaps in (("edited", "scored"), ("edited",), ()):
+    given: tuple[tuple[GapKind, ...], ...] = (("edited", "scored"), ("edited",), ())
+    for gaps in given:
         metrics.observe(outcome(gaps=gaps))
 
     def value(kind: GapKind) -> float | None:
-        return registry.get_sample_value("pilothouse_engine_gaps_total", {"model_name": "m", "kind": kind})
+        return registry.get_sample_value("pilothouse_engine_gaps_total", {"model_name": MODEL, "kind": kind})
 
     assert (value("edited"), value("scored"), value("forwarded")) == (2, 1, None)
 
 
-class Taker:
-    """A sink that keeps what it takes."""
-
-    def __init__(self) -> None:
-        self.taken: list[RequestOutcome] = []
-
-    def observe(self, outcome: RequestOutcome) -> None:
-        self.taken.append(outcome)
-
-
-class Failing:
-    """A sink that never works."""
-
-    def observe(self, outcome: RequestOutcome) -> None:
-        raise RuntimeError("no")
-
-
-def test_a_failing_sink_disturbs_nobody_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    first, last = Taker(), Taker()
-    failing: OutcomeSink = Failing()
-    sinks = Sinks(first, failing, last)
-    with caplog.at_level(logging.ERROR):
-        sinks.observe(outcome())
-        sinks.observe(outcome())
-    assert (len(first.taken), len(last.taken)) == (2, 2)
-    assert caplog.text.count("Failing failed") == 1
+def test_gates_features_strengths_and_coverage_are_counted(metrics: Metrics, registry: CollectorRegistry) -> None:
+    gates = (GateOutcome("v", "p", "steer", 3), GateOutcome("w", "adhoc", "stop", 1))
+    watched = ProbeOutcome("p", 0.5, None, False, 5, n_expected=6, activity=Activity(2, 7.5))
+    for _ in range(2):
+        metrics.observe(outcome(watched, edited={"v": 4}, steering="v", gates=gates, strengths={"v": 0.25}))
+    value = registry.get_sample_value
+    of_gate = {"model_name": MODEL, "vector": "v", "probe": "p", "action": "steer"}
+    assert value("pilothouse_gate_firings_total", of_gate) == 2
+    assert value("pilothouse_gate_positions_total", of_gate) == 6
+    stops = {"model_name": MODEL, "vector": "w", "probe": "adhoc", "action": "stop"}
+    assert value("pilothouse_gate_positions_total", stops) == 2
+    of_probe = {"model_name": MODEL, "probe": "p"}
+    names = ("probe_tokens", "probe_expected_tokens", "feature_tokens", "feature_active_tokens", "feature_activation")
+    assert [value(f"pilothouse_{name}_total", of_probe) for name in names] == [10, 12, 10, 4, 15]
+    of_vector = {"model_name": MODEL, "vector": "v"}
+    buckets = [value("pilothouse_steering_strength_bucket", {**of_vector, "le": le}) for le in ("0.2", "0.3", "+Inf")]
+    assert buckets == [0, 2, 2]
+    assert value("pilothouse_steering_tokens_total", of_vector) == 8
 
 
-PROCESS = """
-from pilothouse.core.records import ChoiceOutcome, ProbeOutcome, RequestOutcome
-from pilothouse.telemetry.metrics import Metrics
-choice = ChoiceOutcome((ProbeOutcome("p", 0.9, 0.2, True, 3),), {"v": 4}, ())
-outcome = RequestOutcome("id", "m", "/v1/completions", "v", ("v",), 0.0, (choice,))
-Metrics([0.873]).observe(outcome)
-"""
-
-
-def test_what_several_api_servers_count_adds_up(tmp_path: Path) -> None:
-    # As vLLM has it where there are several: each process writes files, and whoever is asked adds them up.
-    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
-    processes = [subprocess.Popen([sys.executable, "-c", PROCESS], env=environment) for _ in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    together = CollectorRegistry()
-    MultiProcessCollector(together, str(tmp_path))  # type: ignore[no-untyped-call]
-    value = together.get_sample_value
-    assert value("pilothouse_steering_requests_total", {"model_name": "m", "vector": "v"}) == 2
-    assert value("pilothouse_steering_tokens_total", {"model_name": "m", "vector": "v"}) == 8
-    scored = {"model_name": "m", "probe": "p", "steering": "v"}
-    assert value("pilothouse_probe_score_count", scored) == 2
-    assert value("pilothouse_probe_score_bucket", {**scored, "le": "0.873"}) == 0
-    assert value("pilothouse_probe_score_bucket", {**scored, "le": "0.9"}) == 2
-    assert value("pilothouse_probe_prompt_end_bucket", {**scored, "le": "0.2"}) == 2
+def test_step_times_add_up(metrics: Metrics, registry: CollectorRegistry) -> None:
+    metrics.add_step_times(MODEL, {"prepare": 0.5, "read": 0.25}, 3)
+    metrics.add_step_times(MODEL, {"prepare": 1.0}, 2)
+    value = registry.get_sample_value
+    seconds = [
+        value("pilothouse_step_seconds_total", {"model_name": MODEL, "phase": phase}) for phase in ("prepare", "read")
+    ]
+    assert seconds == [1.5, 0.25]
+    assert value("pilothouse_steps_total", {"model_name": MODEL}) == 5

@@ -2,7 +2,7 @@
 
 import asyncio
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from starlette.datastructures import State
 
 from pilothouse.api.catalogue import Catalogue
 from pilothouse.api.guard import FieldGuard
+from pilothouse.api.metrics import attach_metrics, show_catalogue
 from pilothouse.api.peers import Message, Peers
 from pilothouse.api.plans import Planner
 from pilothouse.api.presets import Preset, Presets, load_presets
@@ -24,6 +25,7 @@ from pilothouse.api.trace_context import TraceRequests
 from pilothouse.api.watch import watch
 from pilothouse.core.config import EngineLayout, ServerConfig
 from pilothouse.core.errors import BadRequest, StartupError
+from pilothouse.core.messages import StepCost
 from pilothouse.core.serving import RequestExtension
 from pilothouse.core.siblings import Siblings
 from pilothouse.core.sites import ModelShape
@@ -42,6 +44,7 @@ class PilothousePlugin:
     def attach_router(self, app: FastAPI) -> None:
         """Add the routes and, inside vLLM's authentication, the guard and the traces around it."""
         app.include_router(make_router())
+        attach_metrics(app)
         app.add_middleware(FieldGuard)
         app.add_middleware(TraceRequests)
 
@@ -66,6 +69,7 @@ class PilothousePlugin:
 
         install(engine_client, state, make_extension)
         assembled: ApiState = getattr(state, ATTRIBUTE)
+        assembled.metrics.name_models(path.name for path in state.openai_serving_models.base_model_paths)
         if peers is not None:
             # From here on no other API server changes the registry without this one.
             await peers.listen(partial(answer_peer, assembled))
@@ -95,7 +99,7 @@ def assemble(
     layout: EngineLayout,
     read_text: ReadText,
     bos_token_id: int | None,
-    make_metrics: Callable[[Iterable[float]], Metrics] = Metrics,
+    make_metrics: Callable[[], Metrics] = Metrics,
     peers: Peers | None = None,
 ) -> tuple[Extension, ApiState]:
     """The parts of a server for a model of this shape, wired together; ArtefactError or StartupError if one is bad.
@@ -106,13 +110,15 @@ def assemble(
         config = replace(config, uploads=peers.uploads)
     registry = Registry(config, shape, peers)
     results = ResultsStore(config.max_results)
-    thresholds = [probe.threshold for probe in registry.catalogue.probes.values()]
-    lines = None if config.request_log is None else LogLines(config.request_log)
-    spans = None if config.otlp_endpoint is None else Spans(config.otlp_endpoint)
-    outlets = [outlet for outlet in (lines, spans) if outlet is not None]
+    metrics = make_metrics()
+    registry.watch(partial(show_catalogue, metrics, shape.model))
+    outlets = _outlets(config, metrics)
+    sinks = Sinks(metrics, results, *outlets)
+    metrics.follow_sink_errors(lambda: dict(sinks.errors))
     around = Surroundings(
-        sink=Sinks(make_metrics(thresholds), results, *outlets),
+        sink=sinks,
         decode=lambda token_id: read_text([token_id]),
+        spent=partial(_count_steps, metrics),
         bos_token_id=bos_token_id,
         max_names_in_label=config.limits.max_steering_names_in_label,
         read_text=read_text if config.records.text else None,
@@ -127,11 +133,30 @@ def assemble(
         config.limits,
         config.admin_key,
         planner.strength_limit,
+        metrics,
         presets=tuple(presets),
         peers=peers,
         closing=tuple(outlet.close for outlet in outlets),
     )
     return Extension(planner, around, Presets(presets)), state
+
+
+def _outlets(config: ServerConfig, metrics: Metrics) -> list[LogLines | Spans]:
+    """Where outcomes go beside metrics and records; each tells the metrics what it lost."""
+    outlets: list[LogLines | Spans] = []
+    if config.request_log is not None:
+        lines = LogLines(config.request_log)
+        metrics.follow_log_lines(lines.counts)
+        outlets.append(lines)
+    if config.otlp_endpoint is not None:
+        spans = Spans(config.otlp_endpoint)
+        metrics.follow_spans(spans.counts)
+        outlets.append(spans)
+    return outlets
+
+
+def _count_steps(metrics: Metrics, model_name: str, cost: StepCost) -> None:
+    metrics.add_step_times(model_name, {"prepare": cost.prepare, "read": cost.read}, cost.steps)
 
 
 async def answer_peer(state: ApiState, message: Message) -> str | None:

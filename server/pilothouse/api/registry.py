@@ -1,5 +1,6 @@
 """The present catalogue of a server, changed only by whole new ones: by uploads, by deletions, or read again."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -24,11 +25,16 @@ from pilothouse.core.url_errors import masked
 from pilothouse.probing import Probe, probe_from_bytes
 from pilothouse.steering import sae_from_upload, vector_from_bytes
 
+logger = logging.getLogger(__name__)
+
 PATIENCE = 60.0
 """Seconds that a change waits for another, which may be fetching from far away."""
 
 Check = Callable[[Catalogue], None]
 """Raises StartupError or BadRequest for a catalogue that the server's own configuration cannot do with."""
+
+Watcher = Callable[[Catalogue], None]
+"""Is told of the present catalogue and of every later one."""
 
 
 class Registry:
@@ -46,6 +52,7 @@ class Registry:
         self.uploads = Uploads(config.uploads)
         self._monitors = load_monitors(config.monitors)
         self._checks: list[Check] = [_check_default_probes]
+        self._watchers: list[Watcher] = []
         self._changing = threading.Lock()
         self._seen = self.uploads.signature()
         self._loaded = load_catalogue(config, shape, self.uploads)
@@ -56,6 +63,11 @@ class Registry:
         """Hold the present catalogue and every later one to `check`; its error when the present one fails."""
         check(self.catalogue)
         self._checks.append(check)
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell `watcher` of the present catalogue, and of every later one as soon as it is there."""
+        watcher(self.catalogue)
+        self._watchers.append(watcher)
 
     def recheck(self) -> None:
         """Hold the present catalogue to all that is required of it, some of which may only be known by now."""
@@ -167,7 +179,8 @@ class Registry:
         except (PilothouseError, OSError) as error:
             self.reload_error = masked(str(error))
             raise ConflictError(f"nothing was reloaded, the registry is as it was: {self.reload_error}") from None
-        self.catalogue, self._artefacts, self._loaded, self._seen = catalogue, loaded.catalogue, loaded, seen
+        self._artefacts, self._loaded, self._seen = loaded.catalogue, loaded, seen
+        self._publish(catalogue)
         self.reload_error = None
 
     def _catch_up(self) -> None:
@@ -208,7 +221,16 @@ class Registry:
             yield
         except OSError as error:
             raise BusyError(f"the uploads folder does not take the change: {error.strerror or error}") from None
-        self.catalogue, self._artefacts, self._seen = catalogue, artefacts, self.uploads.signature()
+        self._artefacts, self._seen = artefacts, self.uploads.signature()
+        self._publish(catalogue)
+
+    def _publish(self, catalogue: Catalogue) -> None:
+        self.catalogue = catalogue
+        for watcher in self._watchers:
+            try:
+                watcher(catalogue)
+            except Exception:
+                logger.exception("%s could not take in a change of the registry", watcher)
 
     def _tried(self, artefacts: Catalogue) -> Catalogue:
         """The catalogue of these artefacts, monitors included, that has passed all checks."""

@@ -15,6 +15,7 @@ from pilothouse.api.strength import StrengthLimit
 from pilothouse.core.config import EngineLayout, Limits
 from pilothouse.core.directions import Direction
 from pilothouse.core.errors import EngineGap
+from pilothouse.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class ApiState:
     limits: Limits
     admin_key: str | None
     strength_limit: StrengthLimit
+    metrics: Metrics
     self_test: str | None = None
     presets: tuple[str, ...] = ()
     deliver: Deliver = nowhere

@@ -1,6 +1,7 @@
 """One finished request, several takers."""
 
 import logging
+from collections import Counter
 
 from pilothouse.core.records import OutcomeSink, RequestOutcome
 
@@ -8,11 +9,15 @@ logger = logging.getLogger(__name__)
 
 
 class Sinks:
-    """Passes every outcome to each sink. One that fails is reported once and disturbs nobody; it is tried again."""
+    """Passes every outcome to each sink. One that fails is reported once and disturbs nobody; it is tried again.
+
+    errors: outcomes that a sink failed to take, by the name of its class.
+    """
 
     def __init__(self, *sinks: OutcomeSink) -> None:
         self._sinks = sinks
         self._reported: set[int] = set()
+        self.errors: Counter[str] = Counter()
 
     def observe(self, outcome: RequestOutcome) -> None:
         """Hand `outcome` to every sink."""
@@ -20,6 +25,7 @@ class Sinks:
             try:
                 sink.observe(outcome)
             except Exception:
+                self.errors[type(sink).__name__] += 1
                 if number not in self._reported:
                     self._reported.add(number)
                     logger.exception("%s failed; further failures of it are not logged", type(sink).__name__)
