@@ -90,7 +90,7 @@ async def test_it_wires_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     direction = Direction({})
     await state.pilothouse.deliver(direction)
     assert installed[2:] == [("the engine", direction)]
-    assert state.pilothouse.watching is None
+    assert state.pilothouse.tasks == []
     assert state.pilothouse.registry.catalogue.default_probes == ("risk",)
     assert any(name.startswith("pilothouse_probe_score") for name in REGISTRY._names_to_collectors)
 
@@ -117,7 +117,7 @@ async def test_it_looks_for_changes_where_it_is_told_to(tmp_path: Path, monkeypa
             break
         await asyncio.sleep(0.02)
     assert "calm" not in state.pilothouse.registry.catalogue.vectors
-    state.pilothouse.watching.cancel()
+    state.pilothouse.tasks[0].cancel()
 
 
 async def test_errors_end_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: list[Any]) -> None:

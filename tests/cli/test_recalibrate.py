@@ -2,20 +2,22 @@
 
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from records_support.outcomes import outcome
 
-import pilothouse.records
 from pilothouse.cli.main import main
+from pilothouse.core.records import ChoiceOutcome, ProbeOutcome
 from pilothouse.probing import Platt, Probe, load_probe, save_probe
 from pilothouse.probing.calibration import calibrate
 from pilothouse.probing.verdicts import Label
+from pilothouse.records.labels import Label as StoreLabel
+from pilothouse.records.rows import make_row
+from pilothouse.records.store import RecordStore
 
 NOW = datetime.now(UTC)
 
@@ -142,36 +144,30 @@ def test_refusals_write_nothing(
     assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
-class Store:
-    """Stands in for a record store."""
-
-    rows: tuple[Label, ...] = ()
-    asked: tuple[Any, ...] = ()
-    closed = 0
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def labelled(self, probe: str, version: str | None = None, since: float | None = None) -> Iterator[Label]:
-        Store.asked = (self.url, probe, version, since)
-        return iter(self.rows)
-
-    def close(self) -> None:
-        Store.closed += 1
-
-
 def test_labels_of_a_record_store(
     labels: list[Label], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stale = [replace(label, version="sha256:stale") for label in labels[:7]]
-    monkeypatch.setattr(Store, "rows", (*labels, *stale))
-    monkeypatch.setattr(pilothouse.records, "RecordStore", Store, raising=False)
-    options = ("--records", "sqlite:///r.db", "--since", "2020-01-01", "--out", "new.safetensors")
+    url = f"sqlite:///{tmp_path / 'r.sqlite'}"
+    store = RecordStore(url)
+    store.open()
+    for number, label in enumerate(labels):
+        version = "sha256:stale" if number < 7 else label.version
+        said = ProbeOutcome("truth", 0.5, None, False, 3, version=version, statistic=label.statistic)
+        store.write([make_row(outcome(number, response_id=label.response_id, choices=(ChoiceOutcome((said,)),)))])
+        store.label(label.response_id, StoreLabel("truth", label.value, label.source))
+    store.close()
+    options = ("--records", url, "--since", "2020-01-01", "--out", "new.safetensors")
     assert run(monkeypatch, "p.safetensors", *options) == 0
-    since = datetime(2020, 1, 1, tzinfo=UTC).timestamp()
-    assert Store.asked == ("sqlite:///r.db", "truth", None, since)
-    assert Store.closed == 1
     shown = capsys.readouterr().out
     assert "left out: 7 label(s) of another version" in shown
     assert "replace p.safetensors by it" in shown
-    assert load_probe(tmp_path / "new.safetensors").card["recalibrated_from"]["n_choices"] == 200
+    assert load_probe(tmp_path / "new.safetensors").card["recalibrated_from"]["n_choices"] == 193
+
+
+def test_a_store_that_is_not_there_is_not_made(
+    probe: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--records", f"sqlite:///{tmp_path / 'absent.sqlite'}", "--out", "new.safetensors")
+    assert run(monkeypatch, "p.safetensors", *options) == 1
+    assert "holds no records" in capsys.readouterr().err
+    assert not (tmp_path / "absent.sqlite").exists()

@@ -111,3 +111,29 @@ def test_it_is_announced_once_all_are_live(tmp_path: Path) -> None:
 def test_servers_that_would_not_steer_are_not_started(flag: str, reason: str, tmp_path: Path) -> None:
     with pytest.raises(StartupError, match=reason):
         launch.parse_arguments([str(tmp_path), flag], EngineLayout())
+
+
+@pytest.mark.parametrize(
+    ("given", "variable", "keys"),
+    [
+        (None, None, None),
+        ([], None, None),
+        (["a", "b"], None, ["a", "b", "admin", "reader"]),
+        (None, "c", ["c", "admin", "reader"]),
+        (["a"], "c", ["a", "admin", "reader"]),
+        (["admin"], None, ["admin", "admin", "reader"]),
+    ],
+)
+def test_our_keys_pass_vllms_check_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, given: list[str] | None, variable: str | None, keys: list[str] | None
+) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("VLLM_API_KEY", variable)
+    assert launch.api_keys(given, "admin", "reader") == keys
+    assert launch.api_keys(["a"], None, None) == ["a"]
+
+
+def test_the_reader_key_is_no_api_key() -> None:
+    with pytest.raises(StartupError, match="reader key"):
+        launch.api_keys(["a", "reader"], "admin", "reader")

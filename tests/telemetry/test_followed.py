@@ -5,8 +5,9 @@ import logging
 import pytest
 from telemetry_support.outcomes import MODEL, samples_of
 
+from pilothouse.probing.quality import Quality
 from pilothouse.telemetry.followed import RecordCounts
-from pilothouse.telemetry.metrics import Metrics, Quality
+from pilothouse.telemetry.metrics import Metrics
 
 
 def shown(metrics: Metrics, start: str) -> dict[str, float]:
@@ -74,10 +75,10 @@ def test_quality_is_that_of_the_last_look(metrics: Metrics) -> None:
         several = ("labelled", "precision", "recall", "calibration_error")
         return {name: value for what in several for name, value in shown(metrics, f"probe_{what}").items()}
 
-    metrics.show_quality(MODEL, [Quality("p", 4, 0.5, None, 0.25)])
+    metrics.show_quality(MODEL, {"p": Quality(0.5, None, 0.25, 4)})
     # There was nothing to divide by for its recall.
     assert found() == {"probe_labelled/p": 4, "probe_precision/p": 0.5, "probe_calibration_error/p": 0.25}
-    metrics.show_quality(MODEL, [])
+    metrics.show_quality(MODEL, {})
     assert found() == {}
 
 

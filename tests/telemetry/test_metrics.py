@@ -7,9 +7,10 @@ from prometheus_client import CollectorRegistry
 from telemetry_support.outcomes import MODEL, outcome, probe_info, scored
 
 from pilothouse.core.records import Activity, GapKind, GateOutcome, ProbeOutcome
+from pilothouse.probing.quality import Quality
 from pilothouse.telemetry.families import FAMILIES
 from pilothouse.telemetry.followed import RecordCounts
-from pilothouse.telemetry.metrics import Metrics, Quality
+from pilothouse.telemetry.metrics import Metrics
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 ROW = re.compile(r"\| `(pilothouse_\w+)` \| (\w+) \| ([^|]*) \| ([^|]+) \|")
@@ -26,7 +27,7 @@ def exercise(metrics: Metrics) -> None:
     metrics.observe(outcome(unscored, gaps=("edited",)))
     metrics.add_step_times(MODEL, {"prepare": 0.5, "read": 0.25}, 7)
     metrics.count_label(MODEL, "p", flagged=True, value=False)
-    metrics.show_quality(MODEL, [Quality("p", 4, 0.5, 0.25, 0.125)])
+    metrics.show_quality(MODEL, {"p": Quality(0.5, 0.25, 0.125, 4)})
     metrics.follow_records(RecordCounts)
     metrics.follow_spans(dict)
     metrics.follow_log_lines(dict)

@@ -10,8 +10,9 @@ from telemetry_support.outcomes import MODEL, make_metrics, outcome
 from pilothouse.api.guard import HONOURING
 from pilothouse.api.scoring import ABORTED, ENGINE_GAP, FAILED, NOT_FINITE
 from pilothouse.core.records import ChoiceOutcome, GateOutcome, ProbeOutcome, RequestOutcome
+from pilothouse.probing.quality import Quality
 from pilothouse.telemetry.exposition import render
-from pilothouse.telemetry.metrics import Metrics, Quality
+from pilothouse.telemetry.metrics import Metrics
 from pilothouse.telemetry.names import FIXED_WORDS, MAX_JOINED, REASONS, ROUTES, Names
 from pilothouse.telemetry.registry_info import VectorInfo
 
@@ -60,7 +61,7 @@ def test_no_value_is_anything_but_a_configured_name_or_a_fixed_word(
     for request in several:
         metrics.observe(request)
     metrics.count_label(model, probe, True, False)
-    metrics.show_quality(model, [Quality(probe, 1)])
+    metrics.show_quality(model, {probe: Quality(0.5, 0.5, 0.5, 1)})
     metrics.add_step_times(model, {probe: 1.0, "read": 1.0}, 1)
     found = {
         value

@@ -111,7 +111,7 @@ def test_a_change_of_the_registry_is_shown_whole(servers: tuple[Server, Server])
     first, second = servers
     for server in servers:
         server.tell("observe", "before", 0.91, 1000.0)
-    first.tell("quality", ["p", 3, 0.5, None, 0.25])
+    first.tell("quality", ["p", 0.5, None, 0.25, 3])
     before, _ = second.scrape()
     scored = {"model_name": MODEL, "probe": "p", "steering": "none"}
     assert value(before, "probe_precision", model_name=MODEL, probe="p") == 0.5

@@ -121,7 +121,7 @@ def expected(outcomes: Iterable[RequestOutcome], thresholds: dict[str, float]) -
                 add("engine_gaps_total", kind=gap)
             for gate in choice.gates:
                 labels = {"vector": gate.vector, "probe": gate.probe, "action": gate.action}
-                add("gate_firings_total", **labels)
+                add("gate_firings_total", 1, **labels)
                 add("gate_positions_total", gate.n_open, **labels)
             for said in choice.probes:
                 add("probe_tokens_total", said.n_scored, probe=said.probe)

@@ -10,10 +10,11 @@ from prometheus_client import REGISTRY
 
 from pilothouse.core.records import ProbeOutcome
 from pilothouse.core.trace import TraceContext
+from pilothouse.probing.quality import Quality
 from pilothouse.telemetry import sharing
 from pilothouse.telemetry.exposition import render
 from pilothouse.telemetry.followed import RecordCounts
-from pilothouse.telemetry.metrics import Metrics, Quality
+from pilothouse.telemetry.metrics import Metrics
 from telemetry_support.outcomes import MODEL, REFERENCE, VECTORS, make_metrics, outcome, probe_info
 
 
@@ -40,7 +41,7 @@ class Process:
         self._records = RecordCounts(written, queued)
 
     def quality(self, *assessed: list[Any]) -> None:
-        self._metrics.show_quality(MODEL, [Quality(*each) for each in assessed])
+        self._metrics.show_quality(MODEL, {name: Quality(*said) for name, *said in assessed})
 
     def scrape(self, accept: str) -> str:
         return render(self._metrics, accept).body.decode()

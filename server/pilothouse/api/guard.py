@@ -1,4 +1,5 @@
-"""Refuses what no handler would: our fields on routes that cannot honour them, and bodies without an end.
+"""Refuses what no handler would: our fields on routes that cannot honour them, bodies without an end, and the key of
+those who may only read records anywhere else.
 
 What is looked at are JSON bodies, forms (those of uploaded sound) and the messages of a realtime session. Pure ASGI,
 because Starlette's BaseHTTPMiddleware hides disconnects from the handlers.
@@ -10,20 +11,24 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pilothouse.api.catalogue import PATHS
 from pilothouse.api.errors import TooLargeError, anthropic_error_body, error_body, error_response
+from pilothouse.api.keys import bearer, is_key
 from pilothouse.api.names import reject_near_misses, used_fields
 from pilothouse.api.presets import SEPARATOR
 from pilothouse.api.state import ATTRIBUTE
-from pilothouse.core.errors import BadRequest, PilothouseError
+from pilothouse.core.errors import BadRequest, Forbidden, PilothouseError
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 
 HONOURING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"})
 _ANTHROPIC = ("/v1/messages",)
 _ROUTES = ", ".join(sorted(HONOURING))
+RESULTS = "/v1/probes/results"
+"""Records; their routes look at the key themselves."""
 _OWN = (*PATHS.values(), "/v1/capabilities", "/v1/registry")
 _STREAMED = frozenset(PATHS.values())
 """Uploads: their route checks the key before it takes the body, which may be larger than what is held in memory."""
@@ -43,6 +48,9 @@ _GUARDED = (
 # A body without any of these cannot hold our fields: escapes and wide encodings could hide them.
 _SUSPECT = re.compile(rb"steer|prob|vector|\\u|\x00", re.IGNORECASE)
 
+_KEYED = ("/v1", "/v2", "/inference", "/cohere")
+"""What vLLM guards with its keys."""
+
 _BOUNDARY = re.compile(rb"""boundary="?([^";,]+)""", re.IGNORECASE)
 _NAME = re.compile(rb"""\bname="?([^";\r\n]*)""", re.IGNORECASE)
 
@@ -60,8 +68,11 @@ class FieldGuard:
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything on but POSTs that must be refused; their bodies are read to the end first. A websocket's
-        messages are looked at as they come."""
+        """Pass everything on but what the reader key does not open, and POSTs that must be refused, whose bodies are
+        read to the end first. A websocket's messages are looked at as they come."""
+        if scope["type"] in ("http", "websocket") and _exceeds_key(scope):
+            await _refuse(scope, receive, send)
+            return
         if scope["type"] == "websocket" and is_guarded(_path(scope)):
             await self._app(scope, _Watched(receive, send, _presets(scope)), send)
             return
@@ -202,6 +213,26 @@ def _refuse_preset(model: str, presets: Iterable[str]) -> None:
     _, colon, preset = model.rpartition(SEPARATOR)
     if colon and preset in presets:
         raise BadRequest(f"this endpoint cannot honour the preset {preset!r}; {_ROUTES} can", param="model")
+
+
+def _exceeds_key(scope: Scope) -> bool:
+    """Whether the key that reads records is used for something else that vLLM keeps behind its keys, of which it is one
+    wherever there are any."""
+    path = _path(scope)
+    # As vLLM tells what it guards: by the beginning of the path, whatever follows.
+    if not path.startswith(_KEYED) or _under(path, (RESULTS,)):
+        return False
+    state = getattr(scope["app"].state, ATTRIBUTE, None) if "app" in scope else None
+    return state is not None and is_key(bearer(Headers(scope=scope)), state.reader_key)
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": _POLICY, "reason": ""})
+        return
+    refusal = Forbidden("this key reads records, and nothing else", status=401)
+    body_of = anthropic_error_body if _under(_path(scope), _ANTHROPIC) else error_body
+    await error_response(refusal, body_of)(scope, receive, send)
 
 
 def _presets(scope: Scope) -> tuple[str, ...]:

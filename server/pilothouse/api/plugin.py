@@ -10,12 +10,14 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.datastructures import State
 
+from pilothouse.api.assessment import keep_assessing
 from pilothouse.api.catalogue import Catalogue
 from pilothouse.api.guard import FieldGuard
 from pilothouse.api.metrics import attach_metrics, show_catalogue
 from pilothouse.api.peers import Message, Peers
 from pilothouse.api.plans import Planner
 from pilothouse.api.presets import Preset, Presets, load_presets
+from pilothouse.api.record_access import FLUSH_SECONDS
 from pilothouse.api.registry import Registry
 from pilothouse.api.results import ResultsStore
 from pilothouse.api.routes import make_router
@@ -29,10 +31,16 @@ from pilothouse.core.messages import StepCost
 from pilothouse.core.serving import RequestExtension
 from pilothouse.core.siblings import Siblings
 from pilothouse.core.sites import ModelShape
+from pilothouse.records.service import open_records
+from pilothouse.records.writer import RecordWriter
+from pilothouse.telemetry.followed import DROP_REASONS, RecordCounts
 from pilothouse.telemetry.log_lines import LogLines
 from pilothouse.telemetry.metrics import Metrics
 from pilothouse.telemetry.sinks import Sinks
 from pilothouse.telemetry.spans import Spans
+
+Outlet = LogLines | Spans | RecordWriter
+"""Where outcomes go beside metrics; closed when the server ends, so that what waits in it gets there."""
 
 
 class PilothousePlugin:
@@ -83,8 +91,9 @@ class PilothousePlugin:
         served.strength_limit.lengths = lengths
         served.registry.recheck()
         if config.reload_seconds and (peers is None or peers.first):
-            watching = asyncio.create_task(watch(served.registry, config.reload_seconds))
-            served = replace(served, watching=watching)
+            served.keep(watch(served.registry, config.reload_seconds))
+        if served.records is not None:
+            served.keep(keep_assessing(served.records.store, served.registry, served.metrics))
         setattr(state, ATTRIBUTE, served)
 
 
@@ -113,6 +122,10 @@ def assemble(
     metrics = make_metrics()
     registry.watch(partial(show_catalogue, metrics, shape.model))
     outlets = _outlets(config, metrics)
+    records = open_records(config.records)
+    if records is not None:
+        metrics.follow_records(partial(_count_records, records.writer))
+        outlets.append(records.writer)
     sinks = Sinks(metrics, results, *outlets)
     metrics.follow_sink_errors(lambda: dict(sinks.errors))
     around = Surroundings(
@@ -137,13 +150,15 @@ def assemble(
         presets=tuple(presets),
         peers=peers,
         closing=tuple(outlet.close for outlet in outlets),
+        reader_key=config.reader_key,
+        records=records,
     )
     return Extension(planner, around, Presets(presets)), state
 
 
-def _outlets(config: ServerConfig, metrics: Metrics) -> list[LogLines | Spans]:
+def _outlets(config: ServerConfig, metrics: Metrics) -> list[Outlet]:
     """Where outcomes go beside metrics and records; each tells the metrics what it lost."""
-    outlets: list[LogLines | Spans] = []
+    outlets: list[Outlet] = []
     if config.request_log is not None:
         lines = LogLines(config.request_log)
         metrics.follow_log_lines(lines.counts)
@@ -155,18 +170,29 @@ def _outlets(config: ServerConfig, metrics: Metrics) -> list[LogLines | Spans]:
     return outlets
 
 
+def _count_records(writer: RecordWriter) -> RecordCounts:
+    counts = writer.counts()
+    dropped = {reason: counts[reason] for reason in DROP_REASONS}
+    return RecordCounts(counts["written"], counts["queued"], dropped)
+
+
 def _count_steps(metrics: Metrics, model_name: str, cost: StepCost) -> None:
     metrics.add_step_times(model_name, {"prepare": cost.prepare, "read": cost.read}, cost.steps)
 
 
 async def answer_peer(state: ApiState, message: Message) -> str | None:
-    """What another API server of this server is told, or asks: a change of the registry, or for a record."""
+    """What another API server of this server is told, or asks: a change of the registry, for a record, or to write all
+    of them."""
     match message["do"]:
         case "nothing":
             return None
         case "record":
             kept = state.results.find(message["id"])
             return None if kept is None else kept.decode()
+        case "flush":
+            if state.records is not None:
+                await asyncio.to_thread(state.records.writer.flush, FLUSH_SECONDS)
+            return None
     # Not in the pool of the routes, whose threads may all wait for the API server that says this.
     await asyncio.to_thread(state.registry.follow, message)
     return None

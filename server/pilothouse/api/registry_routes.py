@@ -1,7 +1,6 @@
 """The registry over HTTP: lists and cards for everybody, uploads, deletions and reloads for the administrator."""
 
 import asyncio
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,15 @@ from starlette.requests import ClientDisconnect
 from pilothouse.api.catalogue import PATHS, Kind
 from pilothouse.api.errors import BusyError, TooLargeError
 from pilothouse.api.guard import MAX_BODY_BYTES
+from pilothouse.api.keys import require_admin
 from pilothouse.api.state import ApiState, state_of
-from pilothouse.core.errors import BadRequest, Forbidden
+from pilothouse.core.errors import BadRequest
 from pilothouse.probing import Probe
 from pilothouse.steering import Vector
 
 RELOAD = "/v1/registry/reload"
 DELIVERY_SECONDS = 120
 """An upload waits in the engine's queue like any request."""
-
-
-def require_admin(request: Request) -> None:
-    """Forbidden unless the request carries the admin key (401 for a wrong one, 403 where none is configured)."""
-    key = state_of(request).admin_key
-    if key is None:
-        raise Forbidden("this server was started without --admin-key: nothing can be changed on it", status=403)
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not secrets.compare_digest(given.strip().encode(), key.encode()):
-        raise Forbidden("this needs `Authorization: Bearer <admin key>`", status=401)
 
 
 def add_registry_routes(router: APIRouter) -> None:

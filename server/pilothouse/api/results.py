@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from pilothouse.api.names import quote
 from pilothouse.core.errors import NotFound
+from pilothouse.core.record_body import record_body
 from pilothouse.core.records import RequestOutcome
 
 
@@ -40,8 +41,7 @@ class ResultsStore:
         if earlier := self._records.pop(outcome.response_id, None):
             replaced = earlier.replaced + 1
             self._bytes -= len(earlier.text)
-        record = _record(outcome, replaced)
-        text = _encoded(record)
+        text = _encoded(record_body(outcome, replaced))
         self._bytes += len(text)
         self._records[outcome.response_id] = _Kept(text, replaced)
         while len(self._records) > self.max_records or (self._bytes > self._max_bytes and len(self._records) > 1):
@@ -75,18 +75,3 @@ def newest(records: Sequence[bytes]) -> bytes:
 
 def _encoded(record: dict[str, Any]) -> bytes:
     return json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _record(outcome: RequestOutcome, replaced: int) -> dict[str, Any]:
-    return {
-        "id": outcome.response_id,
-        "object": "probe.result",
-        "created": int(outcome.created),
-        "time": outcome.created,
-        "model": outcome.model_name,
-        "route": outcome.route,
-        "steering": outcome.steering,
-        "error": outcome.error,
-        "replaced": replaced,
-        "choices": list(outcome.body),
-    }

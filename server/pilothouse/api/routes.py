@@ -2,28 +2,27 @@
 
 from typing import Any, get_args
 
-from fastapi import APIRouter, Request, Response
-from fastapi.concurrency import run_in_threadpool
+from fastapi import APIRouter, Request
 
 from pilothouse.api.console_routes import add_console_routes
 from pilothouse.api.errors import ErrorRoute
 from pilothouse.api.fields import Unit, operations
 from pilothouse.api.guard import MAX_BODY_BYTES
-from pilothouse.api.registry_routes import add_registry_routes, require_admin
-from pilothouse.api.results import newest
+from pilothouse.api.record_routes import add_record_routes
+from pilothouse.api.registry_routes import add_registry_routes
 from pilothouse.api.state import ApiState, closing_at_the_end, state_of
 from pilothouse.core.edits import NamedPositions
 from pilothouse.core.sites import SITE
 
 CAPABILITIES = "/v1/capabilities"
-RESULTS = "/v1/probes/results/{response_id}"
 
 
 def make_router() -> APIRouter:
     """All routes of Pilothouse's own."""
     router = APIRouter(route_class=ErrorRoute, lifespan=closing_at_the_end)
     router.add_api_route(CAPABILITIES, capabilities, methods=["GET"])
-    router.add_api_route(RESULTS, result, methods=["GET"])
+    # Before those of the registry, which would take `results` for a probe's name.
+    add_record_routes(router)
     add_registry_routes(router)
     add_console_routes(router)
     return router
@@ -77,17 +76,3 @@ def _limits(state: ApiState) -> dict[str, float | None]:
         "readouts": state.layout.readouts,
         "max_results": state.results.max_records,
     }
-
-
-async def result(request: Request, response_id: str) -> Response:
-    """The record of one response."""
-    state = state_of(request)
-    if state.admin_key is not None:
-        require_admin(request)
-    found = [state.results.find(response_id)]
-    if state.peers is not None:
-        asked = await run_in_threadpool(state.peers.ask, {"do": "record", "id": response_id})
-        found += [text.encode() for text in asked if text is not None]
-    if records := [record for record in found if record is not None]:
-        return Response(newest(records), media_type="application/json")
-    return Response(state.results.read(response_id), media_type="application/json")

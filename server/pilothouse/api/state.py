@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from fastapi import FastAPI, Request
 
@@ -15,6 +16,7 @@ from pilothouse.api.strength import StrengthLimit
 from pilothouse.core.config import EngineLayout, Limits
 from pilothouse.core.directions import Direction
 from pilothouse.core.errors import EngineGap
+from pilothouse.records.service import Records
 from pilothouse.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -36,9 +38,10 @@ async def nowhere(direction: Direction) -> None:
 class ApiState:
     """The parts of a running server that its routes show or change.
 
-    self_test: its findings, None if it was not run; watching: looks for changed artefacts, held here because the event
-    loop keeps no hold of its tasks; peers: further API servers of this server; engine_traces: whether vLLM makes spans
-    of its own; closing: to be called, in any order and at once, when the server ends.
+    self_test: its findings, None if it was not run; peers: further API servers of this server; reader_key: reads
+    records, as the admin key does; records: the database of them, None where there is none; engine_traces: whether vLLM
+    makes spans of its own; closing: to be called, in any order and at once, when the server ends; tasks: held here
+    because the event loop keeps no hold of them.
     """
 
     registry: Registry
@@ -51,10 +54,16 @@ class ApiState:
     self_test: str | None = None
     presets: tuple[str, ...] = ()
     deliver: Deliver = nowhere
-    watching: asyncio.Task[None] | None = None
     peers: Peers | None = None
+    reader_key: str | None = None
+    records: Records | None = None
     engine_traces: bool = False
     closing: tuple[Callable[[], None], ...] = ()
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have this done beside the requests, for as long as the server lives."""
+        self.tasks.append(asyncio.create_task(work))
 
 
 @asynccontextmanager
@@ -64,6 +73,8 @@ async def closing_at_the_end(app: FastAPI) -> AsyncIterator[None]:
     state = getattr(app.state, ATTRIBUTE, None)
     if state is None:
         return
+    for task in state.tasks:
+        task.cancel()
     ends = (asyncio.to_thread(close) for close in state.closing)
     for result in await asyncio.gather(*ends, return_exceptions=True):
         if isinstance(result, BaseException):

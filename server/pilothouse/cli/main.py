@@ -5,7 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
-from pilothouse.cli import bench, doctor, evaluate, probes, saes, serve, vectors
+from pilothouse.cli import bench, doctor, evaluate, probes, records, saes, serve, vectors
 from pilothouse.core.errors import BadRequest, PilothouseError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app.add_typer(vectors.app, name="vectors", help="Make and inspect steering vecto
 app.add_typer(probes.app, name="probes", help="Make and inspect probes.")
 app.add_typer(evaluate.app, name="eval", help="Measure what is claimed of the embedded model.")
 app.add_typer(saes.app, name="sae", help="Train, label, inspect and convert sparse autoencoders.")
+app.add_typer(records.app, name="records", help="List, export and trim what a server recorded.")
 app.command("serve", context_settings=serve.CONTEXT)(serve.serve)
 app.command("doctor", context_settings=serve.CONTEXT)(doctor.doctor)
 app.command("bench")(bench.bench)

@@ -4,7 +4,6 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -121,8 +120,11 @@ def _labels(records: str | None, labels: Path | None, probe: str, since: float |
 def labels_in_store(url: str, probe: str, since: float | None) -> list[LabelledScore]:
     """The labels of a probe in a record store, of whichever version."""
     # A database's driver is slow to import, and labels in files need none.
-    store = import_module("pilothouse.records").RecordStore(url)
+    from pilothouse.records.store import RecordStore
+
+    store = RecordStore(url)
     with closing(store):
+        store.open(create=False)
         return list(store.labelled(probe, since=since))
 
 

@@ -20,6 +20,7 @@ from pilothouse.core.places import is_on_hub, is_url, local_path
 from pilothouse.core.sites import ModelShape
 from pilothouse.core.url_errors import masked
 from pilothouse.harbor.paths import model_dir, monitors_file, probes_dir, saes_dir, vectors_dir
+from pilothouse.records.service import check_records
 from pilothouse.telemetry.log_lines import STANDARD_ERROR, check_log
 from pilothouse.telemetry.otlp import check_endpoint
 
@@ -134,9 +135,10 @@ def serve(
     os.environ[CONFIG_ENV] = config.to_json()
 
     def check(shape: ModelShape, names: list[str]) -> None:
+        check_records(config.records)
         Registry(config, replace(shape, model=names[0]))
 
-    launch.serve(arguments, layout, check, _announce, admin_key)
+    launch.serve(arguments, layout, check, _announce, admin_key, reader_key)
 
 
 def _layers(text: str) -> tuple[int, ...] | None:

@@ -141,6 +141,8 @@ class ServerConfig:
         for what, key in (("an admin key", self.admin_key), ("a reader key", self.reader_key)):
             if key is not None and (not key or key != key.strip()):
                 raise StartupError(f"{what} must not be empty, nor begin or end with a blank")
+        if self.reader_key is not None and self.reader_key == self.admin_key:
+            raise StartupError("the reader key must not be the admin key: it reads records, and nothing else")
         if self.max_results < 0:
             raise StartupError(f"max_results must be at least 0, not {self.max_results}")
         if not 0 <= self.reload_seconds < math.inf:

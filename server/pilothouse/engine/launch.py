@@ -35,19 +35,19 @@ def serve(
     check: Callable[[ModelShape, list[str]], None],
     ready: Callable[[str, str], None],
     admin_key: str | None = None,
+    reader_key: str | None = None,
 ) -> None:
     """Run vLLM's server until it is stopped.
 
     arguments: those of `vllm serve`, the model first; check: raises StartupError or ArtefactError when something
     configured does not fit the model of this shape and these served names, before any weights are loaded; ready: called
-    with the base URL and the served model's name once requests are accepted; admin_key: joins vLLM's own API keys,
-    whose check comes first and reads the same header.
+    with the base URL and the served model's name once requests are accepted; admin_key, reader_key: join vLLM's own API
+    keys where there are any, whose check comes first and reads the same header.
     """
     require_supported_vllm()
     prepare_environment()
     args = parse_arguments(arguments, layout)
-    if args.api_key and admin_key:
-        args.api_key = [*args.api_key, admin_key]
+    args.api_key = api_keys(args.api_key, admin_key, reader_key)
     config = engine_config(args)
     require_supported_config(config)
     names = args.served_model_name or [args.model]
@@ -62,6 +62,19 @@ def serve(
         _verify_live(announce)
         _prepare_api_servers(folder, announce, announced)
         _serve_command().cmd(args)
+
+
+def api_keys(given: list[str] | None, admin_key: str | None, reader_key: str | None) -> list[str] | None:
+    """vLLM's API keys, of its option or else its variable, with ours; None where nobody needs one. StartupError if the
+    reader key is one of them: it would not open what they do."""
+    from vllm import envs
+
+    keys = [key for key in (given or [envs.VLLM_API_KEY]) if key]
+    if not keys:
+        return None
+    if reader_key in keys:
+        raise StartupError("the reader key must not be an API key: it reads records, and nothing else")
+    return [*keys, *(key for key in (admin_key, reader_key) if key is not None)]
 
 
 def names_model(arguments: Sequence[str]) -> bool:

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from pilothouse.core.records import RequestOutcome
+from pilothouse.probing.quality import Quality
 from pilothouse.telemetry import drift, exemplars
 from pilothouse.telemetry.counting import Counting
 from pilothouse.telemetry.drift import Drift, RecentScores, Reference
@@ -31,17 +32,6 @@ logger = logging.getLogger(__name__)
 _Loaded = TypeVar("_Loaded")
 
 _WORDS = {False: "false", True: "true"}
-
-
-@dataclass(frozen=True)
-class Quality:
-    """What labelled records say of a probe; None where there is nothing to divide by."""
-
-    probe: str
-    labelled: int
-    precision: float | None = None
-    recall: float | None = None
-    calibration_error: float | None = None
 
 
 class Metrics:
@@ -115,17 +105,17 @@ class Metrics:
         labels = (self._names.model(model_name), self._names.probe(probe))
         self._instruments.count("pilothouse_probe_labels_total", *labels, _WORDS[flagged], _WORDS[value])
 
-    def show_quality(self, model_name: str, assessed: Iterable[Quality]) -> None:
-        """What labelled records say of the present versions of probes; of probes that are not here nothing is shown
-        any more. Of several API servers the one that was told last is shown."""
+    def show_quality(self, model_name: str, assessed: Mapping[str, Quality]) -> None:
+        """What labelled records say of the present versions of probes, by name; of probes that are not here nothing is
+        shown any more. Of several API servers the one that was told last is shown."""
         model = self._names.model(model_name)
-        found = {(model, self._names.probe(quality.probe)): quality for quality in assessed}
+        found = {(model, self._names.probe(probe)): quality for probe, quality in assessed.items()}
         # Of every probe, since another API server may have shown what is to be taken back.
         for key in found.keys() | {(model, probe) for probe in self._names.probes}:
             quality = found.get(key)
+            values = {} if quality is None else {**asdict(quality), "labelled": quality.n}
             for what in ("labelled", "precision", "recall", "calibration_error"):
-                value = None if quality is None else getattr(quality, what)
-                self._instruments.gauge(f"pilothouse_probe_{what}", *key, value=value)
+                self._instruments.gauge(f"pilothouse_probe_{what}", *key, value=values.get(what))
 
     def follow_records(self, read: Callable[[], RecordCounts]) -> None:
         """Show what the record store counts."""
