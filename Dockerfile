@@ -13,7 +13,8 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ libnuma1 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 10001 pilothouse \
-    && install -d -o 10001 -g 10001 /home/pilothouse/.cache
+    && install -d -o 10001 -g 10001 /home/pilothouse/.cache /home/pilothouse/.local /home/pilothouse/.local/state \
+        /home/pilothouse/.local/state/pilothouse
 ENV VENV=/opt/pilothouse \
     PATH=/opt/pilothouse/bin:$PATH \
     PIP_NO_CACHE_DIR=1 \

@@ -6,7 +6,7 @@ BIN     := $(VENV)/bin
 HARBOR := server/pilothouse/harbor
 TONES  := cheerful gloomy formal casual
 FACTS  := --facts $(HARBOR)/data/dose-facts.jsonl --write
-SOURCES := server/pilothouse steering_vectors/pilothouse probes/pilothouse tests
+SOURCES := server/pilothouse steering_vectors/pilothouse probes/pilothouse tests deploy/dashboards
 ARGS    ?=
 
 export PYTHON VENV
@@ -15,10 +15,10 @@ export DO_NOT_TRACK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test serve test test-all matrix lint rehearsal bench harbor clean
+.PHONY: help setup setup-test serve test test-all matrix lint rehearsal bench dashboards dashboards-demo harbor clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## create .venv with the server in it (PYTHON=python3.12 chooses the interpreter)
 	@requirements/setup.sh server
@@ -55,6 +55,12 @@ rehearsal: setup ## which seams VLLM=0.33.0 moves; its source is read, nothing i
 bench: setup ## what steering and probing cost, against plain vLLM
 	@mkdir -p bench
 	$(BIN)/pilothouse bench --json bench/results.json $(ARGS)
+
+dashboards: setup-test ## write deploy/grafana/dashboards from deploy/dashboards
+	PYTHONPATH=deploy $(BIN)/python -m dashboards
+
+dashboards-demo: setup-test ## a server, Prometheus, mixed traffic: what every panel and alert says (ARGS=--keep)
+	PYTHONPATH=tests $(BIN)/python -m deploy_support.demo $(ARGS)
 
 # Each step goes on where it was interrupted. Facts, topics, entities and wordings of the splits `select` and `calibrate`
 # choose layers, strengths and thresholds; nothing here reads the split `eval`. The probe of a condition is of the layer

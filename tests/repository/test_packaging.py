@@ -130,5 +130,5 @@ def test_the_sdist_holds_all_three_roots_and_the_data(tmp_path: Path) -> None:
 
 
 def test_scripts_are_executable() -> None:
-    for script in (".ci/run", "requirements/setup.sh"):
+    for script in (".ci/run", "requirements/setup.sh", "requirements/prometheus.sh"):
         assert os.access(ROOT / script, os.X_OK), script
