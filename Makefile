@@ -15,7 +15,7 @@ export DO_NOT_TRACK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test serve test test-all matrix lint rehearsal bench dashboards dashboards-demo harbor clean
+.PHONY: bench-records help setup setup-test serve test test-all matrix lint rehearsal bench dashboards dashboards-demo harbor clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,10 @@ rehearsal: setup ## which seams VLLM=0.33.0 moves; its source is read, nothing i
 bench: setup ## what steering and probing cost, against plain vLLM
 	@mkdir -p bench
 	$(BIN)/pilothouse bench --json bench/results.json $(ARGS)
+
+bench-records: setup ## what keeping records costs a request: healthy, slow, dead
+	@mkdir -p bench
+	$(BIN)/pilothouse bench-records --json bench/records.json $(ARGS)
 
 dashboards: setup-test ## write deploy/grafana/dashboards from deploy/dashboards
 	PYTHONPATH=deploy $(BIN)/python -m dashboards

@@ -40,7 +40,10 @@ class Artefacts:
     @property
     def arguments(self) -> list[str]:
         """Flags of `pilothouse serve`."""
-        return ["--vectors", str(self.vectors), "--probes", str(self.probes), "--saes", str(self.saes)]
+        # Records are kept, as by default, but not among the user's own.
+        records = f"sqlite:///{self.vectors.parent / 'records.sqlite'}"
+        folders = ["--vectors", str(self.vectors), "--probes", str(self.probes), "--saes", str(self.saes)]
+        return [*folders, "--records", records]
 
 
 def make_artefacts(folder: Path, seed: int) -> Artefacts:

@@ -7,9 +7,10 @@ import random
 import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from rich.progress import track
 
 from pilothouse.cli.bench_load import Load, Server, burst
@@ -17,6 +18,7 @@ from pilothouse.cli.bench_variants import CHAIN_COSTS, PLAIN, VARIANTS, Place, V
 
 Items = list[dict[str, Any]]
 Servers = Mapping[Place, Server]
+Name = TypeVar("Name", bound=str)
 
 N_WARM_UP = 2
 N_RESAMPLED = 4000
@@ -39,7 +41,7 @@ async def measure_throughput(load: Load, servers: Servers, rounds: int, seed: in
 
 
 @contextmanager
-def alone(servers: Servers, place: Place) -> Iterator[Server]:
+def alone(servers: Mapping[Name, Server], place: Name) -> Iterator[Server]:
     """The server at `place`, all others stopped for as long as the block runs."""
     with ExitStack() as stack:
         for other, server in servers.items():
@@ -80,7 +82,11 @@ def _ratio(
     rates: Mapping[str, list[float]], variant: Variant, beside: Variant, rng: np.random.Generator
 ) -> dict[str, float]:
     """The median over rounds of one variant's rate divided by the other's, and 95% of its bootstrap medians."""
-    ratios = np.array(rates[variant.name]) / np.array(rates[beside.name])
+    return median_of(np.array(rates[variant.name]) / np.array(rates[beside.name]), rng)
+
+
+def median_of(ratios: npt.NDArray[np.float64], rng: np.random.Generator) -> dict[str, float]:
+    """The median of ratios, one a round, and 95% of its bootstrap medians."""
     medians = np.median(rng.choice(ratios, size=(N_RESAMPLED, len(ratios))), axis=1)
     low, high = np.percentile(medians, [2.5, 97.5])
     return {"ratio": float(np.median(ratios)), "low": float(low), "high": float(high)}

@@ -30,6 +30,7 @@ from rich.progress import track
 from rich.table import Table
 
 from pilothouse.cli.bench_load import Server
+from pilothouse.cli.bench_measure import N_WARM_UP, alone, median_of
 from pilothouse.cli.harbor import HARBOR_NAME, harbor_arguments
 from pilothouse.harbor.paths import model_dir, probes_dir
 
@@ -37,8 +38,6 @@ OFF, AGAIN = "off", "off again (A/A)"
 STORES = ("off", "on", "slow", "dead")
 PERCENTILES = {"p50": 50, "p95": 95}
 
-N_WARM_UP = 2
-N_RESAMPLED = 4000
 LOCKED_SECONDS, FREE_SECONDS = 0.9, 0.1
 
 
@@ -124,10 +123,8 @@ def _ratio(
     rng: np.random.Generator,
 ) -> dict[str, float]:
     ratios = np.array([rounds[number][name] / beside[number][name] for number in sorted(beside)])
-    medians = np.median(rng.choice(ratios, size=(N_RESAMPLED, len(ratios))), axis=1)
-    low, high = np.percentile(medians, [2.5, 97.5])
     milliseconds = float(np.median([found[name] for found in rounds.values()]))
-    return {"milliseconds": milliseconds, "ratio": float(np.median(ratios)), "low": float(low), "high": float(high)}
+    return {"milliseconds": milliseconds, **median_of(ratios, rng)}
 
 
 async def _measure(
@@ -143,7 +140,7 @@ async def _measure(
             shuffle.shuffle(order)
             for store in order:
                 place = OFF if store == AGAIN else store
-                with _alone(servers, place) as server:
+                with alone(servers, place) as server:
                     found = await burst.latencies(server)
                 if number >= 0:
                     items.append({"round": number, "store": store, "milliseconds": found})
@@ -171,15 +168,6 @@ def locking(path: Path) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-
-
-@contextmanager
-def _alone(servers: Mapping[str, Server], store: str) -> Iterator[Server]:
-    with ExitStack() as stack:
-        for other, server in servers.items():
-            if other != store:
-                stack.enter_context(server.paused())
-        yield servers[store]
 
 
 async def _records_of(server: Server) -> dict[str, float]:

@@ -5,7 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
-from pilothouse.cli import bench, doctor, evaluate, probes, records, saes, serve, vectors
+from pilothouse.cli import bench, bench_records, doctor, evaluate, probes, records, saes, serve, vectors
 from pilothouse.core.errors import BadRequest, PilothouseError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.add_typer(records.app, name="records", help="List, export and trim what a se
 app.command("serve", context_settings=serve.CONTEXT)(serve.serve)
 app.command("doctor", context_settings=serve.CONTEXT)(doctor.doctor)
 app.command("bench")(bench.bench)
+app.command("bench-records")(bench_records.bench_records)
 
 
 def main() -> None:
