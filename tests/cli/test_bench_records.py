@@ -1,4 +1,4 @@
-"""`pilothouse bench-records` without its servers: ratios, the lock that makes a store slow, the committed measurement."""
+"""`pilothouse bench-records` without its servers: ratios, the lock that makes a store slow, what was measured."""
 
 from __future__ import annotations
 
@@ -55,8 +55,7 @@ def test_the_committed_measurement_has_every_store_and_every_latency() -> None:
     }
     assert all(len(item["milliseconds"]) == load["requests"] for item in report["items"])
     assert summarise(report["items"], 0) == report["summary"]
-    written = {
-        store: counts.get("pilothouse_records_written_total", 0.0) for store, counts in report["records"].items()
-    }
+    name = "pilothouse_records_written_total"
+    written = {store: counts.get(name, 0.0) for store, counts in report["records"].items()}
     assert written["off"] == written["dead"] == 0.0
     assert written["on"] >= load["requests"] * load["rounds"]
