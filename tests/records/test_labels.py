@@ -52,12 +52,15 @@ def test_a_source_has_one_label_and_the_last_counts(store: RecordStore) -> None:
     assert store.find(name) == expected(request, labels=said)
     assert store.quality()[0].counts == {**NONE, (True, True): 1}, "a choice counts once, whoever labelled it"
     store.label(name, Label("risk", False, "me"))
-    assert store.quality()[0].counts == {**NONE, (True, False): 1}, "what was said last counts"
+    assert store.quality() == [], "as many say the one as the other"
+    store.label(name, Label("risk", False, "third"))
+    assert store.quality()[0].counts == {**NONE, (True, False): 1}, "what most say counts"
     assert store.label(name, Label("risk", True, "me", choice=1)).flagged is False
     assert [(row.choice, row.score, row.source, row.value, row.time) for row in store.labelled("risk")] == [
         (0, 0.9, "checker", True, 3.0),
         (0, 0.9, "me", False, 4.0),
-        (1, 0.2, "me", True, 5.0),
+        (0, 0.9, "third", False, 5.0),
+        (1, 0.2, "me", True, 6.0),
     ]
 
 
@@ -92,6 +95,7 @@ def test_quality_is_what_counting_by_hand_says(store: RecordStore) -> None:
         probe = request.choices[0].probes[0].probe
         store.label(request.response_id, Label(probe, not value, "hasty"))
         store.label(request.response_id, Label(probe, value, "careful"))
+        store.label(request.response_id, Label(probe, value, "second"))
     unscored = outcome(999, choices=(ChoiceOutcome((ProbeOutcome("risk", None, None, False, 0, "aborted"),)),))
     store.write([make_row(unscored)])
     store.label(unscored.response_id, Label("risk", True, "careful"))
@@ -127,6 +131,6 @@ def test_pairs_to_calibrate_on_can_be_of_a_version_and_a_time(store: RecordStore
     )
     assert store.labelled("risk")[1:] == [second, third]
     assert store.labelled("risk", "sha256:2") == [second, third]
-    assert store.labelled("risk", "sha256:2", since=20.0) == [third]
-    assert store.labelled("risk", since=21.0) == store.labelled("other") == store.labelled("risk", model="none") == []
+    assert store.labelled("risk", "sha256:2", since=3.0) == [third]
+    assert store.labelled("risk", since=3.5) == store.labelled("other") == store.labelled("risk", model="none") == []
     assert [(q.version, sum(q.counts.values())) for q in store.quality(since=10.0)] == [("sha256:2", 2)]

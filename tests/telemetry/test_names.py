@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry
 from telemetry_support.outcomes import MODEL, make_metrics, outcome
 
 from pilothouse.api.guard import HONOURING
-from pilothouse.api.scoring import ABORTED, ENGINE_GAP, FAILED, NOT_FINITE
-from pilothouse.core.records import ChoiceOutcome, GateOutcome, ProbeOutcome, RequestOutcome
+from pilothouse.api.scoring import ENGINE_GAP, FAILED, NOT_FINITE
+from pilothouse.core.records import ABORTED, ChoiceOutcome, GateOutcome, ProbeOutcome, RequestOutcome
 from pilothouse.probing.quality import Quality
 from pilothouse.telemetry.exposition import render
 from pilothouse.telemetry.metrics import Metrics

@@ -12,7 +12,9 @@ _HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosnif
 
 def add_console_routes(router: APIRouter) -> None:
     """A page for each record, and what the pages are made of."""
-    router.add_api_route(f"{CONSOLE}/results/{{response_id}}", record_page, methods=["GET"], include_in_schema=False)
+    router.add_api_route(
+        f"{CONSOLE}/results/{{response_id:path}}", record_page, methods=["GET"], include_in_schema=False
+    )
     router.add_api_route(f"{CONSOLE}/{{name}}", asset, methods=["GET"], include_in_schema=False)
 
 

@@ -77,7 +77,6 @@ class PilothousePlugin:
 
         install(engine_client, state, make_extension)
         assembled: ApiState = getattr(state, ATTRIBUTE)
-        assembled.metrics.name_models(path.name for path in state.openai_serving_models.base_model_paths)
         if peers is not None:
             # From here on no other API server changes the registry without this one.
             await peers.listen(partial(answer_peer, assembled))
@@ -131,9 +130,11 @@ def assemble(
     around = Surroundings(
         sink=sinks,
         decode=lambda token_id: read_text([token_id]),
-        spent=partial(_count_steps, metrics),
+        spent=partial(_count_steps, metrics, sinks),
         bos_token_id=bos_token_id,
         max_names_in_label=config.limits.max_steering_names_in_label,
+        model_name=shape.model,
+        lost=sinks.lose,
         read_text=read_text if config.records.text else None,
     )
     planner = Planner(registry, layout, config.limits)
@@ -176,8 +177,12 @@ def _count_records(writer: RecordWriter) -> RecordCounts:
     return RecordCounts(counts["written"], counts["queued"], dropped)
 
 
-def _count_steps(metrics: Metrics, model_name: str, cost: StepCost) -> None:
-    metrics.add_step_times(model_name, {"prepare": cost.prepare, "read": cost.read}, cost.steps)
+def _count_steps(metrics: Metrics, sinks: Sinks, model_name: str, cost: StepCost) -> None:
+    try:
+        metrics.add_step_times(model_name, {"prepare": cost.prepare, "read": cost.read}, cost.steps)
+    except Exception:
+        # It would end the engine's output loop, and with it every request.
+        sinks.lose()
 
 
 async def answer_peer(state: ApiState, message: Message) -> str | None:

@@ -75,6 +75,9 @@ def _merged(
     replaced = max(kept["replaced"], stored["replaced"])
     if kept["time"] > stored["time"]:
         return {**kept, "replaced": replaced, "labels": []}
+    if kept["time"] == stored["time"]:
+        # The same: memory still knows which tokens they were.
+        return {**stored, "choices": kept["choices"], "replaced": replaced}
     return {**stored, "replaced": replaced}
 
 

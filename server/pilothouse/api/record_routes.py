@@ -1,5 +1,6 @@
 """Records over HTTP: one, a list, a file of them, and labels; all of it needs a key where one is configured."""
 
+import logging
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -21,6 +22,8 @@ from pilothouse.records.database import DatabaseError
 from pilothouse.records.filters import Filters
 from pilothouse.records.labels import Label, StoredLabel
 from pilothouse.records.store import Page
+
+logger = logging.getLogger(__name__)
 
 EXPORT = "export"
 _LONGEST_SOURCE = 200
@@ -52,6 +55,8 @@ async def result(request: Request, response_id: str) -> Response:
     """The record of one response, or a file of many. A client may choose its response's id: one called `export` is told
     from the file by the format that the file is asked for in."""
     require_reader(request)
+    if not response_id:
+        raise NotFound("there is no record without an id")
     if response_id == EXPORT and "format" in request.query_params:
         return await export(request)
     return Response(await run_in_threadpool(read_record, state_of(request), response_id), media_type="application/json")
@@ -125,14 +130,18 @@ def _store_label(state: ApiState, response_id: str, label: Label) -> StoredLabel
     flush(state)
     try:
         stored = store.label(response_id, label)
-        assess(store, state.registry, state.metrics)
-        return stored
     except NotFound:
         raise NotFound(
             f"there is no stored record of response {quote(response_id)}: it is unknown, unscored or too old"
         ) from None
     except DatabaseError as error:
         raise _unavailable(error) from error
+    try:
+        assess(store, state.registry, state.metrics)
+    except DatabaseError as error:
+        # The label is there; the next look will count it.
+        logger.debug("Labelled records could not be read: %s", error)
+    return stored
 
 
 def _unavailable(error: DatabaseError) -> BusyError:

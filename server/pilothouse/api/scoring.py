@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pilothouse.core.records import Activity, ProbeOutcome
+from pilothouse.core.records import ABORTED, Activity, ProbeOutcome
 from pilothouse.core.sites import Float32
 from pilothouse.core.tracks import ChoiceTrack
 from pilothouse.probing import Probe, ProbeStats
@@ -15,9 +15,6 @@ from pilothouse.probing.words import past, telling
 
 Decode = Callable[[int], str]
 """The text of one token id."""
-
-ABORTED = "aborted"
-"""Why a request ended that its client gave up."""
 
 ADHOC = "adhoc"
 """What metrics call that which nobody configured."""

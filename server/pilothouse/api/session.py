@@ -2,6 +2,7 @@
 
 import json
 import logging
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,15 @@ from pilothouse.core.edits import Edit
 from pilothouse.core.errors import EngineGap
 from pilothouse.core.gaps import Gap, asked_for, describe_gaps, find_gaps
 from pilothouse.core.messages import StepCost
-from pilothouse.core.records import NO_TOKEN_IDS, ChoiceOutcome, GateOutcome, OutcomeSink, ProbeOutcome, RequestOutcome
+from pilothouse.core.records import (
+    NO_TOKEN_IDS,
+    REFUSED,
+    ChoiceOutcome,
+    GateOutcome,
+    OutcomeSink,
+    ProbeOutcome,
+    RequestOutcome,
+)
 from pilothouse.core.serving import RequestSession
 from pilothouse.core.trace import TraceContext, session_trace
 from pilothouse.core.tracks import PromptTrack
@@ -50,14 +59,17 @@ _LOGPROBS = '"logprobs":{'
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What every session of a server shares. read_text: where records keep prompts and completions; spent: told what
-    steps of a model's engine cost."""
+    """What every session of a server shares. model_name: what metrics and records call the model, whichever of its
+    names a request used; read_text: where records keep prompts and completions; lost: told of an outcome that could not
+    be made; spent: told what steps of a model's engine cost."""
 
     sink: OutcomeSink
     decode: Decode
     bos_token_id: int | None
     max_names_in_label: int
+    model_name: str | None = None
     read_text: ReadText | None = None
+    lost: Callable[[], None] = lambda: None
     spent: Callable[[str, StepCost], None] = lambda model_name, cost: None
 
 
@@ -173,12 +185,13 @@ class Session:
             return
         self._closed = True
         self._shows &= error != NO_TOKEN_IDS
-        if self.plan.empty or not (self._choices or error == NO_TOKEN_IDS):
+        if self.plan.empty or error == REFUSED or not (self._choices or error == NO_TOKEN_IDS):
             return
         try:
             fault = next(filter(None, map(self._fault, self._choices)), None)
             self.around.sink.observe(self._outcome(error or fault or (FAILED if self._failed else None)))
         except Exception:
+            self.around.lost()
             logger.exception("The outcome of request %s could not be recorded", self.response_id)
 
     def _fill(self, shown: dict[str, Any]) -> bool:
@@ -290,7 +303,7 @@ class Session:
     def _outcome(self, error: str | None) -> RequestOutcome:
         names = tuple(dict.fromkeys(edit_name(edit) for edit in self.plan.edits))
         return RequestOutcome(
-            response_id=self.response_id,
+            response_id=self.response_id or self._own_id(),
             model_name=self.model_name,
             route=self.route,
             steering=steering_label(names, self.around.max_names_in_label),
@@ -307,6 +320,10 @@ class Session:
             text=None if self.around.read_text is None else self._text(self.around.read_text),
         )
 
+    def _own_id(self) -> str:
+        """An id for the record of a response that has none, or was never made."""
+        return f"request-{secrets.token_hex(8) if self.trace is None else self.trace.span_id}"
+
     def _strengths(self) -> dict[str, float]:
         """By name, the hardest push of an edit, in lengths of the stream; edits that only take away have none."""
         found: dict[str, float] = {}
@@ -315,11 +332,16 @@ class Session:
                 found[edit_name(edit)] = max(push, found.get(edit_name(edit), 0.0))
         return found
 
-    def _text(self, read: ReadText) -> dict[str, list[str]]:
-        return {
-            "prompts": [read(prompt.prompt_token_ids) for prompt in self._prompts],
-            "completions": [read(choice.scores.track.token_ids) for choice in self._choices],
-        }
+    def _text(self, read: ReadText) -> dict[str, list[str]] | None:
+        """Prompts and completions; None where a tokenizer fails, for the rest of the record does not need it."""
+        try:
+            return {
+                "prompts": [read(prompt.prompt_token_ids) for prompt in self._prompts],
+                "completions": [read(choice.scores.track.token_ids) for choice in self._choices],
+            }
+        except Exception:
+            logger.exception("The texts of response %s could not be read", self.response_id)
+            return None
 
     def _choice_outcomes(self, error: str | None) -> tuple[ChoiceOutcome, ...]:
         if error == NO_TOKEN_IDS and not self._choices:
@@ -362,7 +384,7 @@ class Extension:
     def open(self, fields: Mapping[str, Any], route: str, model_name: str) -> RequestSession:
         """A session for a request with these extra top-level fields; BadRequest names what is wrong with them."""
         base, fields = self._presets.resolve(model_name, fields)
-        return Session(self._planner.plan(fields), route, base, self._around)
+        return Session(self._planner.plan(fields), route, self._around.model_name or base, self._around)
 
     def model_names(self, model: str) -> list[str]:
         """What `model` is called with each preset."""

@@ -51,7 +51,7 @@ function badness(probe, score) {
 function tokens(probe, entries) {
   const shown = make("p", undefined, "tokens");
   for (const entry of entries) {
-    const span = make("span", entry.token ?? `[${entry.token_id}]`);
+    const span = make("span", entry.token ?? "▢ ");
     if (entry.score === null || entry.score === undefined) {
       span.className = "unscored";
       span.title = entry.reason ? `not scored: ${entry.reason}` : "not scored: the last token is never read";

@@ -12,6 +12,13 @@ NO_TOKEN_IDS = "no_token_ids"
 """Why nothing was scored behind a prompt that has no token ids: embeddings, or input that arrives in real time."""
 
 
+ABORTED = "aborted"
+"""Why a request ended that its client gave up."""
+
+REFUSED = "refused"
+"""Why a request ended that turned out to be a bad one: it ran nothing, and leaves no record."""
+
+
 @dataclass(frozen=True)
 class Activity:
     """How active a watched SAE feature was on the scored tokens of one choice: at how many of them it was active, and

@@ -49,6 +49,7 @@ class RequestSession(Protocol):
         """Called when every sequence has ended, however it ended; only the first call counts.
 
         `error` is NO_TOKEN_IDS for a prompt that was never added, having no token ids: nothing is shown from then on.
+        It is ABORTED where the client has gone, and REFUSED where the request was a bad one: nothing is recorded of it.
         """
 
 

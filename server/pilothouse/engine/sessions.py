@@ -1,11 +1,13 @@
 """What vLLM's handlers share when they serve with sessions: a session around each request, and around its stream."""
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pilothouse.core.errors import BadRequest, EngineGap
+from pilothouse.core.records import ABORTED, REFUSED
 from pilothouse.core.serving import RequestExtension, RequestSession
 from pilothouse.engine.client import NullSession, SteeringClient, current_session
 
@@ -44,12 +46,12 @@ class SteeringServing(_Base):
         try:
             result = await create()
         except BadRequest as error:
-            session.close(str(error))
+            session.close(REFUSED)
             return self._refuse(error)
         except EngineGap as gap:
             return self._gap(session, gap)
         except BaseException as error:
-            session.close(type(error).__name__)
+            session.close(ABORTED if isinstance(error, asyncio.CancelledError) else type(error).__name__)
             raise
         finally:
             current_session.reset(token)
@@ -75,7 +77,10 @@ class SteeringServing(_Base):
     def _finish(self, result: Any, session: RequestSession, request: Any) -> Any:
         """The response with what the session found; EngineGap when it must not be given. Streams end by themselves."""
         if hasattr(result, "error"):
-            session.close(result.error.message)
+            # vLLM's handlers make an error of it that the client has gone, and nobody reads.
+            task = asyncio.current_task()
+            gone = task is not None and task.cancelling() > 0
+            session.close(ABORTED if gone else result.error.message)
         return result
 
 
@@ -95,7 +100,7 @@ async def relay(
 
     A gap ends it with `failed`, as vLLM's own errors would, whichever choice it is in; what still runs is given up.
     """
-    error: str | None = "aborted"
+    error: str | None = ABORTED
     try:
         async with aclosing(events):
             async for event in events:

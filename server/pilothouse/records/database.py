@@ -19,6 +19,8 @@ BUSY_SECONDS = 5.0
 """How long a statement waits for another process that writes to the same file."""
 
 CONNECT_SECONDS = 5
+STATEMENT_SECONDS = 10
+LOCK_SECONDS = 5
 POOL_SECONDS = 5.0
 
 _POSTGRES = "postgresql+psycopg"
@@ -73,7 +75,14 @@ def make_database(url: URL) -> Engine:
     if url.drivername == "sqlite":
         arguments = {"timeout": BUSY_SECONDS}
     else:
-        arguments = {"connect_timeout": CONNECT_SECONDS, "application_name": "pilothouse"}
+        arguments = {
+            "connect_timeout": CONNECT_SECONDS,
+            "application_name": "pilothouse",
+            # A database that holds a lock, or is behind a cable that was pulled, must not hold whoever asks it.
+            "options": f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout={LOCK_SECONDS}s",
+            "tcp_user_timeout": 1000 * STATEMENT_SECONDS,
+            "keepalives_idle": LOCK_SECONDS,
+        }
         arguments = {name: value for name, value in arguments.items() if name not in url.query}
     try:
         engine = create_engine(

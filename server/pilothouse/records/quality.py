@@ -1,6 +1,7 @@
 """What labels say of probes: the pairs to calibrate on, and the counts behind precision, recall and calibration.
 
-In the counts a choice that several sources labelled counts once, with what was said last.
+In the counts a choice that several sources labelled counts once, with what most of them said; where as many say the one
+as the other, it is left out. Recalibration decides likewise (probing/verdicts.py).
 """
 
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ class LabelCounts:
 def read_labelled(
     engine: Engine, probe: str, version: str | None = None, since: float | None = None, model: str | None = None
 ) -> list[Labelled]:
-    """All labels of choices that `probe` scored, by the time of their requests. since: the earliest of these, seconds
+    """All labels of choices that `probe` scored, by the time of their requests. since: the earliest label, in seconds
     since 1970; DatabaseError."""
     columns = (
         responses.c.response_id,
@@ -69,21 +70,21 @@ def read_labelled(
         if wanted is not None:
             query = query.where(column == storable(wanted))
     if since is not None:
-        query = query.where(responses.c.time >= since)
+        query = query.where(labels.c.time >= since)
     with reading(engine) as connection:
         return [Labelled(*row) for row in connection.execute(query)]
 
 
 def read_quality(engine: Engine, since: float | None = None) -> list[LabelCounts]:
     """Of every probe, version and model that has labels, in order; added up in the database. DatabaseError."""
-    last = _last_labels().subquery()
+    said = _verdicts().subquery()
     number = sum((case((scores.c.score >= i / BINS, 1), else_=0) for i in range(1, BINS)), literal(0)).label("bin")
-    by = (responses.c.model, scores.c.probe, scores.c.version, scores.c.flagged, last.c.value)
+    by = (responses.c.model, scores.c.probe, scores.c.version, scores.c.flagged, said.c.value)
     query = (
         select(*by, number, func.count().label("n"), func.sum(scores.c.score).label("score_sum"))
-        .join_from(last, scores, _same_choice(last))
-        .join(responses, responses.c.id == last.c.record)
-        .where(last.c.turn == 1, scores.c.score.is_not(None))
+        .join_from(said, scores, _same_choice(said))
+        .join(responses, responses.c.id == said.c.record)
+        .where(scores.c.score.is_not(None))
         .group_by(*by, "bin")
     )
     if since is not None:
@@ -98,12 +99,13 @@ def read_quality(engine: Engine, since: float | None = None) -> list[LabelCounts
     return [found[key] for key in sorted(found)]
 
 
-def _last_labels() -> Select[Any]:
-    """Labels, numbered from the last (1) of each choice."""
+def _verdicts() -> Select[Any]:
+    """Of each labelled choice what most sources say."""
     of_choice = (labels.c.record, labels.c.choice, labels.c.probe)
-    turn = func.row_number().over(partition_by=of_choice, order_by=(labels.c.time.desc(), labels.c.source))
-    return select(*of_choice, labels.c.value, turn.label("turn"))
+    n_true = func.sum(case((labels.c.value, 1), else_=0))
+    majority = case((2 * n_true > func.count(), literal(True)), else_=literal(False))
+    return select(*of_choice, majority.label("value")).group_by(*of_choice).having(2 * n_true != func.count())
 
 
-def _same_choice(last: Any) -> Any:
-    return (scores.c.record == last.c.record) & (scores.c.choice == last.c.choice) & (scores.c.probe == last.c.probe)
+def _same_choice(said: Any) -> Any:
+    return (scores.c.record == said.c.record) & (scores.c.choice == said.c.choice) & (scores.c.probe == said.c.probe)

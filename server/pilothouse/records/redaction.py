@@ -44,6 +44,11 @@ class Redaction:
         self._redact = redact
         self._reported = False
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether texts are kept as they are."""
+        return self._redact is None
+
     def __call__(self, text: dict[str, Any] | None) -> dict[str, Any]:
         """Keys for the record. Nothing is kept of a text on which the hook fails."""
         if text is None or self._redact is None:

@@ -15,6 +15,8 @@ LONGEST_NAME = 512
 """Characters of a name that are stored outside of the record itself: an index takes no more than some 2700 bytes."""
 
 _KEPT_OF_LONG = 200
+_TOKEN_LISTS = ("tokens", "prompt_tokens", "reasons")
+_WORDS = ("token", "token_id")
 _HARD = re.compile("[\x00\\\\\ud800-\udfff]")
 
 
@@ -43,13 +45,15 @@ def storable(name: str) -> str:
 
 
 def make_row(outcome: RequestOutcome, redaction: Redaction | None = None) -> Row:
-    """The rows of one request, its texts apart where `redaction` is None; ValueError or TypeError when its record is no
-    JSON."""
+    """The rows of one request; ValueError or TypeError when its record is no JSON. redaction: None keeps no texts. What
+    tokens were is a text too: it is kept only where texts are kept as they are."""
     record = record_body(outcome)
     # It depends on what else is stored when the record is read.
     del record["replaced"]
     if redaction is not None:
         record |= redaction(outcome.text)
+    if redaction is None or not redaction.keeps_all:
+        record["choices"] = [_without_words(choice) for choice in record["choices"]]
     body = as_json(record)
     response = {
         "response_id": storable(outcome.response_id),
@@ -66,6 +70,22 @@ def make_row(outcome: RequestOutcome, redaction: Redaction | None = None) -> Row
         "body": body,
     }
     return Row(response, _score_rows(outcome))
+
+
+def _without_words(choice: dict[str, Any]) -> dict[str, Any]:
+    """A choice as it is shown, less what its tokens are: scores stay, in order."""
+    if "probes" not in choice:
+        return choice
+    return {**choice, "probes": {name: _numbers_of(shown) for name, shown in choice["probes"].items()}}
+
+
+def _numbers_of(shown: dict[str, Any]) -> dict[str, Any]:
+    kept = {
+        key: [{k: v for k, v in entry.items() if k not in _WORDS} for entry in shown[key]]
+        for key in _TOKEN_LISTS
+        if key in shown
+    }
+    return {**shown, **kept}
 
 
 def as_json(value: Any) -> str:

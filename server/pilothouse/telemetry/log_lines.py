@@ -19,9 +19,13 @@ _STANDARD_ERROR = 2
 
 
 def check_log(path: str | None) -> None:
-    """StartupError where the folder of the log is not there."""
-    if path is not None and path != STANDARD_ERROR and not Path(path).absolute().parent.is_dir():
+    """StartupError where the folder of the log is not there, or the log is a folder."""
+    if path is None or path == STANDARD_ERROR:
+        return
+    if not Path(path).absolute().parent.is_dir():
         raise StartupError(f"--request-log {path}: there is no such folder")
+    if Path(path).is_dir():
+        raise StartupError(f"--request-log {path}: it is a folder")
 
 
 class LogLines:

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 _Loaded = TypeVar("_Loaded")
 
+FEATURE = "rectified"
+"""The kind of calibration that only watched SAE features have."""
 _WORDS = {False: "false", True: "true"}
 
 
@@ -87,10 +89,9 @@ class Metrics:
             for flagged in _WORDS.values():
                 labels = (model_name, self._names.probe(probe.name), flagged)
                 self._instruments.count("pilothouse_probe_requests_total", *labels, by=0)
-
-    def name_models(self, names: Iterable[str]) -> None:
-        """What else the served model is called; these names may be label values from now on."""
-        self._names.add(models=names)
+            if probe.calibration == FEATURE:
+                # Rules tell features from probes by this series, so it must be there from the start.
+                self._instruments.count("pilothouse_feature_tokens_total", *labels[:2], by=0)
 
     def add_step_times(self, model_name: str, seconds: Mapping[str, float], steps: int) -> None:
         """Add the engine worker's own time in `steps` steps. seconds: by phase, `prepare` (row maps, before a step)
