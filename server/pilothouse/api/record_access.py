@@ -10,8 +10,10 @@ from pilothouse.core.errors import NotFound
 from pilothouse.records.database import DatabaseError
 from pilothouse.records.service import Records
 
-FLUSH_SECONDS = 1.0
+FLUSH_SECONDS = 3.0
 """How long a question may wait for the records of what was answered before it."""
+BRIEFLY = 0.5
+"""The same where memory has an answer, and the database could only add to it."""
 
 
 def records_of(state: ApiState) -> Records:
@@ -21,10 +23,10 @@ def records_of(state: ApiState) -> Records:
     return state.records
 
 
-def flush(state: ApiState) -> None:
+def flush(state: ApiState, seconds: float = FLUSH_SECONDS) -> None:
     """Have what was answered so far in the database, at any API server of this server, if it takes no long. Blocks."""
     if state.records is not None:
-        state.records.writer.flush(FLUSH_SECONDS)
+        state.records.writer.flush(seconds)
     if state.peers is not None:
         state.peers.ask({"do": "flush"})
 
@@ -37,7 +39,7 @@ def read_record(state: ApiState, response_id: str) -> bytes:
     kept = _in_memory(state, response_id)
     if state.records is None:
         return kept or state.results.read(response_id)
-    stored, failure = _in_database(state, state.records, response_id)
+    stored, failure = _in_database(state, state.records, response_id, FLUSH_SECONDS if kept is None else BRIEFLY)
     if kept is None and stored is None:
         if failure is not None:
             raise BusyError(f"the database of records does not answer: {failure}")
@@ -55,9 +57,9 @@ def _in_memory(state: ApiState, response_id: str) -> bytes | None:
 
 
 def _in_database(
-    state: ApiState, records: Records, response_id: str
+    state: ApiState, records: Records, response_id: str, patience: float
 ) -> tuple[dict[str, Any] | None, DatabaseError | None]:
-    flush(state)
+    flush(state, patience)
     try:
         return records.store.find(response_id), None
     except DatabaseError as error:
