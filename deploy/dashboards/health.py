@@ -1,6 +1,5 @@
 """What steering and reading cost, whether everything is scored and recorded, and how vLLM does."""
 
-from functools import partial
 from typing import Any
 
 from dashboards import panels, promql
@@ -189,23 +188,21 @@ def _vllm() -> Section:
     def quantiles(name: str) -> list[panels.Query]:
         return [
             (
-                promql.vllm(name, partial(promql.quantile, q, by=("model_name",))),
+                promql.quantile(q, f"vllm:{name}", by=("model_name",)),
                 "{{model_name}} " + legend,
             )
             for q, legend in ((0.5, "median"), (0.95, "95%"))
         ]
 
     def gauge(name: str, of: str = "sum") -> str:
-        return promql.vllm(name, lambda metric: promql.latest(metric, by=("model_name",), of=of))
+        return promql.latest(f"vllm:{name}", by=("model_name",), of=of)
 
     def counter(name: str, *by: str) -> str:
-        return promql.vllm(f"{name}_total", lambda metric: promql.rate(metric, by=by or ("model_name",)))
+        return promql.rate(f"vllm:{name}_total", by=by or ("model_name",))
 
-    def hits(prefix: str) -> str:
-        part, whole = (
-            promql.rate(f"{prefix}prefix_cache_{what}_total", by=("model_name",)) for what in ("hits", "queries")
-        )
-        return f"({promql.share(part, whole)})"
+    hits, looked_up = (
+        promql.rate(f"vllm:prefix_cache_{what}_total", by=("model_name",)) for what in ("hits", "queries")
+    )
 
     return Section(
         "vLLM",
@@ -276,7 +273,7 @@ def _vllm() -> Section:
                 panels.lines(
                     "Prefix cache hits",
                     "Share of prompt tokens found in the cache. A steered request finds blocks of its like alone.",
-                    [(f"{hits('vllm:')} or {hits('vllm_')}", "{{model_name}}")],
+                    [(promql.share(hits, looked_up), "{{model_name}}")],
                     "percentunit",
                     top=1,
                 ),

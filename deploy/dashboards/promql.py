@@ -1,6 +1,6 @@
 """The pieces that the panels' queries are put together from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 MODEL = 'model_name=~"$model"'
 PROBE = 'probe=~"$probe"'
@@ -74,11 +74,3 @@ def past_threshold(*matchers: str) -> str:
         return f"on (model_name, probe) {info}"
 
     return f"(1 - {below} and {alarm('high')}) or ({below} and {alarm('low')})"
-
-
-def vllm(name: str, build: Callable[[str], str]) -> str:
-    """A query of a metric of vLLM's, by either name that Prometheus may have stored it under.
-
-    vLLM says `vllm:x`. Where OpenMetrics is asked for without UTF-8 names, as Prometheus 2 does, the colon becomes `_`.
-    """
-    return f"{build(f'vllm:{name}')} or {build(f'vllm_{name}')}"

@@ -56,9 +56,7 @@ def own() -> tuple[Family, ...]:
 def stored() -> dict[str, tuple[str, ...]]:
     """All names that Prometheus may store, with their labels."""
     found = {name: family.labels for family in own() for name in family.samples}
-    for prefix in ("vllm:", "vllm_"):
-        found |= {f"{prefix}{name}": family.labels for family in VLLM for name in family.samples}
-    return found
+    return found | {f"vllm:{name}": family.labels for family in VLLM for name in family.samples}
 
 
 def declared_by_vllm() -> dict[str, str]:

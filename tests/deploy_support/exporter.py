@@ -10,10 +10,11 @@ from itertools import product
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 from deploy_support.catalogue import VLLM, Family, own
+from pilothouse.telemetry.exposition import render
 
 LABELS = {
     "model_name": ("m",),
@@ -135,16 +136,16 @@ class Quiet(WSGIRequestHandler):
 
 @contextmanager
 def exporting(exporter: Exporter) -> Iterator[dict[str, str]]:
-    """Two addresses of the same metrics: one that negotiates OpenMetrics, and one with the old text alone, under which
-    vLLM's names keep their colons. The exporter counts ten times a second."""
-
-    openmetrics = make_wsgi_app(exporter.registry)
+    """Two addresses of the same metrics: one that negotiates OpenMetrics, as a server does, and one with the old text
+    alone. The exporter counts ten times a second."""
 
     def negotiated(environment: Any, start: Any) -> Any:
         if exporter.silent:
             start("503 Service Unavailable", [])
             return []
-        return openmetrics(environment, start)
+        page = render(exporter.registry, environment.get("HTTP_ACCEPT", ""))
+        start("200 OK", list(page.headers.items()))
+        return [page.body]
 
     def plain(_: Any, start: Any) -> list[bytes]:
         start("200 OK", [("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)])

@@ -41,3 +41,8 @@ def test_an_info_says_what_the_card_says(metrics: Metrics, registry: CollectorRe
     labels = {"model_name": MODEL, "probe": "p", "version": "sha256:1", "layers": "2,3", "aggregate": "max"}
     labels |= {"calibration": "platt", "alarm": "high"}
     assert registry.get_sample_value("pilothouse_probe_info", labels) == 1
+
+
+def test_features_can_be_told_from_probes_before_any_request(registry: CollectorRegistry) -> None:
+    metrics = make_metrics(registry, probe_info("p"), replace(probe_info("busy"), calibration="rectified"))
+    assert named(metrics, "pilothouse_feature_tokens_total") == {("pilothouse_feature_tokens_total", "busy", ""): 0}
