@@ -14,8 +14,8 @@ from api_support.fake_engine import decode
 from fastapi import FastAPI
 from prometheus_client import REGISTRY
 
+from pilothouse.api.extension import Extension
 from pilothouse.api.plugin import create_plugin
-from pilothouse.api.session import Extension
 from pilothouse.api.state import ApiState
 from pilothouse.core.config import CONFIG_ENV, EngineLayout
 from pilothouse.core.directions import Direction

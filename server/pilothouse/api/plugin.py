@@ -12,6 +12,7 @@ from starlette.datastructures import State
 
 from pilothouse.api.assessment import keep_assessing
 from pilothouse.api.catalogue import Catalogue
+from pilothouse.api.extension import Extension
 from pilothouse.api.guard import FieldGuard
 from pilothouse.api.metrics import attach_metrics, show_catalogue
 from pilothouse.api.peers import Message, Peers
@@ -21,7 +22,7 @@ from pilothouse.api.record_access import FLUSH_SECONDS
 from pilothouse.api.registry import Registry
 from pilothouse.api.results import ResultsStore
 from pilothouse.api.routes import make_router
-from pilothouse.api.session import Extension, ReadText, Surroundings
+from pilothouse.api.session import ReadText, Surroundings
 from pilothouse.api.state import ATTRIBUTE, ApiState
 from pilothouse.api.trace_context import TraceRequests
 from pilothouse.api.watch import watch

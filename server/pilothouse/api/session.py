@@ -4,13 +4,12 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pilothouse.api.names import PROBES, STEERING
-from pilothouse.api.plans import Ask, Planner
-from pilothouse.api.presets import Presets
+from pilothouse.api.plans import Ask
 from pilothouse.api.receipts import count_open, receipts, tokens_edited
 from pilothouse.api.scoring import (
     ADHOC,
@@ -36,7 +35,6 @@ from pilothouse.core.records import (
     ProbeOutcome,
     RequestOutcome,
 )
-from pilothouse.core.serving import RequestSession
 from pilothouse.core.trace import TraceContext, session_trace
 from pilothouse.core.tracks import PromptTrack
 
@@ -371,32 +369,6 @@ class Session:
         if PROBES in finished and not self.ask.tokens:
             finished = {**finished, PROBES: without_words(finished[PROBES])}
         return {"index": index, "finish_reason": choice.scores.track.finish_reason} | finished
-
-
-class Extension:
-    """A `RequestExtension`: one for each API process."""
-
-    def __init__(self, planner: Planner, around: Surroundings, presets: Presets | None = None) -> None:
-        self._planner = planner
-        self._around = around
-        self._presets = presets or Presets()
-
-    def open(self, fields: Mapping[str, Any], route: str, model_name: str) -> RequestSession:
-        """A session for a request with these extra top-level fields; BadRequest names what is wrong with them."""
-        base, fields = self._presets.resolve(model_name, fields)
-        return Session(self._planner.plan(fields), route, self._around.model_name or base, self._around)
-
-    def model_names(self, model: str) -> list[str]:
-        """What `model` is called with each preset."""
-        return self._presets.model_names(model)
-
-    def open_default(self, route: str, model_name: str) -> RequestSession:
-        """A session that reads the server's default probes."""
-        return Session(self._planner.defaults(), route, model_name, self._around)
-
-    def spent(self, model_name: str, cost: StepCost) -> None:
-        """Pass on what steps of the engine cost."""
-        self._around.spent(model_name, cost)
 
 
 def edit_name(edit: Edit) -> str:

@@ -79,6 +79,8 @@ async def closing_at_the_end(app: FastAPI) -> AsyncIterator[None]:
     for result in await asyncio.gather(*ends, return_exceptions=True):
         if isinstance(result, BaseException):
             logger.error("Not closed as it should be", exc_info=result)
+    # Last, for it tells what the others have counted up to their ends.
+    await asyncio.to_thread(state.metrics.close)
 
 
 def state_of(request: Request) -> ApiState:
