@@ -59,14 +59,14 @@ def past_threshold(*matchers: str) -> str:
     """The share of scores past the probe's threshold, by probe and steering.
 
     The histogram has a bucket that ends at the threshold exactly; `count_values` makes a label of the threshold, by
-    which that bucket is found.
+    which that bucket is found. Servers may differ in it for as long as a new version is rolled out.
     """
     by = ("model_name", "probe", "steering")
     bucket = f"rate({select('pilothouse_probe_score_bucket', *matchers)}[{WINDOW}])"
-    ends = f'count_values by (model_name, probe) ("le", {select("pilothouse_probe_threshold", PROBE)})'
+    ends = f'count_values by (model_name, probe, instance) ("le", {select("pilothouse_probe_threshold", PROBE)})'
     # It writes 1 where the bucket's end is written 1.0.
     ends = f'label_replace({ends}, "le", "$1.0", "le", "([0-9]+)")'
-    up_to = total(by, f"{bucket} and on (model_name, probe, le) {ends}")
+    up_to = total(by, f"{bucket} and on (model_name, probe, instance, le) {ends}")
     below = f"({up_to} / ({rate('pilothouse_probe_score_count', *matchers, by=by)} > 0))"
 
     def alarm(side: str) -> str:
