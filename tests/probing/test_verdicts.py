@@ -127,3 +127,9 @@ def test_what_is_no_file_of_labels_is_refused(tmp_path: Path, suffix: str) -> No
     path.write_bytes(b"\xff\xfe nothing")
     with pytest.raises(ArtefactError, match="cannot be read"):
         load_labels(path, "truth")
+
+
+def test_choices_of_one_response_that_scored_alike_are_two() -> None:
+    found = settle([label(value=False), label(choice=1)], "v1")
+    assert found.values.tolist() == [0, 1]
+    assert found.of_item.tolist() == [0, 0]

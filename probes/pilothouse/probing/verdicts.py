@@ -35,6 +35,8 @@ class LabelledScore(Protocol):
     @property
     def response_id(self) -> str: ...
     @property
+    def choice(self) -> int: ...
+    @property
     def statistic(self) -> float | None: ...
     @property
     def value(self) -> bool: ...
@@ -86,27 +88,27 @@ def settle(
 ) -> Verdicts:
     """One verdict a choice, of the labels for this version since a time and by some sources (all when none is named).
 
-    Choices of one response are told apart by their statistic.
+    Choices of one response are told apart by their number, and by their statistic where that is not known.
     """
     mine = [
         label for label in labels if (since is None or label.time >= since) and (not sources or label.source in sources)
     ]
     present = [label for label in mine if label.version == version]
-    by_choice: dict[tuple[str, float], list[LabelledScore]] = {}
+    by_choice: dict[tuple[str, int, float], list[LabelledScore]] = {}
     for label in present:
         if label.statistic is not None and np.isfinite(label.statistic):
-            by_choice.setdefault((label.response_id, float(label.statistic)), []).append(label)
+            by_choice.setdefault((label.response_id, label.choice, float(label.statistic)), []).append(label)
     counted = {key: _newest_of_each_source(found) for key, found in by_choice.items()}
     values = {key: _majority(found) for key, found in counted.items()}
     kept = [key for key, value in values.items() if value is not None]
     heard = [label for key in kept for label in counted[key]]
     times = [label.time for label in heard]
-    _, of_item = np.unique(np.array([response_id for response_id, _ in kept], dtype=str), return_inverse=True)
+    _, of_item = np.unique(np.array([response_id for response_id, *_ in kept], dtype=str), return_inverse=True)
     return Verdicts(
-        statistics=np.array([statistic for _, statistic in kept], dtype=np.float64),
+        statistics=np.array([statistic for *_, statistic in kept], dtype=np.float64),
         values=np.array([values[key] for key in kept], dtype=np.int64),
         of_item=of_item.astype(np.int64),
-        response_ids=tuple(response_id for response_id, _ in kept),
+        response_ids=tuple(response_id for response_id, *_ in kept),
         sources=dict(sorted(Counter(label.source for label in heard).items())),
         first=_date(min(times)) if times else None,
         last=_date(max(times)) if times else None,
@@ -149,6 +151,7 @@ class Label:
     version: str
     source: str
     time: float
+    choice: int = 0
 
 
 class _Row(BaseModel):
@@ -161,6 +164,7 @@ class _Row(BaseModel):
     source: str = ""
     time: Annotated[float, Field(ge=0, le=_LAST_SECOND), BeforeValidator(seconds)]
     probe: str | None = None
+    choice: Annotated[int, Field(ge=0)] = 0
 
 
 def load_labels(path: Path, probe: str) -> list[Label]:
@@ -171,7 +175,7 @@ def load_labels(path: Path, probe: str) -> list[Label]:
     """
     rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else read_jsonl(path, _Row)
     return [
-        Label(row.response_id, row.statistic, row.value, row.version, row.source, row.time)
+        Label(row.response_id, row.statistic, row.value, row.version, row.source, row.time, row.choice)
         for row in rows
         if row.value is not None and row.probe in (None, probe)
     ]
