@@ -233,16 +233,6 @@ def describe(report: Report, token: Decode) -> dict[str, Any]:
     return shown
 
 
-def without_words(probes: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Entries of probes whose reasons do not say what the tokens are: for records, unless tokens were asked for."""
-    return {
-        name: entry
-        if not entry["reasons"]
-        else {**entry, "reasons": [{k: v for k, v in reason.items() if k != "token"} for reason in entry["reasons"]]}
-        for name, entry in probes.items()
-    }
-
-
 def _reasons(report: Report, token: Decode) -> list[dict[str, Any]]:
     """Why a choice was flagged; empty when it was not."""
     probe = report.probe

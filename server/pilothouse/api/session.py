@@ -20,12 +20,12 @@ from pilothouse.api.scoring import (
     describe,
     numbers,
     token_scores,
-    without_words,
 )
 from pilothouse.core.edits import Edit
 from pilothouse.core.errors import EngineGap
 from pilothouse.core.gaps import Gap, asked_for, describe_gaps, find_gaps
 from pilothouse.core.messages import StepCost
+from pilothouse.core.record_body import REASONS, without_words
 from pilothouse.core.records import (
     NO_TOKEN_IDS,
     REFUSED,
@@ -367,7 +367,7 @@ class Session:
     def _record(self, index: int, choice: _Choice) -> dict[str, Any]:
         finished = self._finished(choice)
         if PROBES in finished and not self.ask.tokens:
-            finished = {**finished, PROBES: without_words(finished[PROBES])}
+            finished = {**finished, PROBES: without_words(finished[PROBES], REASONS)}
         return {"index": index, "finish_reason": choice.scores.track.finish_reason} | finished
 
 

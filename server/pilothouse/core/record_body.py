@@ -1,8 +1,15 @@
 """A finished request as its record shows it, in memory and in the database alike."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pilothouse.core.records import RequestOutcome
+
+REASONS = ("reasons",)
+TOKEN_LISTS = ("tokens", "prompt_tokens", *REASONS)
+"""What the entry of a probe may list, an entry for each of some tokens."""
+
+_WORDS = ("token", "token_id")
 
 
 def record_body(outcome: RequestOutcome, replaced: int = 0) -> dict[str, Any]:
@@ -25,3 +32,17 @@ def record_body(outcome: RequestOutcome, replaced: int = 0) -> dict[str, Any]:
         "replaced": replaced,
         "choices": list(outcome.body),
     }
+
+
+def without_words(
+    probes: Mapping[str, Mapping[str, Any]], lists: Iterable[str] = TOKEN_LISTS
+) -> dict[str, dict[str, Any]]:
+    """The probes of a choice by name, of which `lists` no longer say what the tokens are: scores stay, in order."""
+    return {
+        name: {**shown, **{key: [_numbers(entry) for entry in shown[key]] for key in lists if key in shown}}
+        for name, shown in probes.items()
+    }
+
+
+def _numbers(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key not in _WORDS}

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from pilothouse.core.record_body import record_body
+from pilothouse.core.record_body import record_body, without_words
 from pilothouse.core.records import RequestOutcome
 from pilothouse.records.redaction import Redaction
 from pilothouse.records.schema import BODY_FORMAT
@@ -15,8 +15,6 @@ LONGEST_NAME = 512
 """Characters of a name that are stored outside of the record itself: an index takes no more than some 2700 bytes."""
 
 _KEPT_OF_LONG = 200
-_TOKEN_LISTS = ("tokens", "prompt_tokens", "reasons")
-_WORDS = ("token", "token_id")
 _HARD = re.compile("[\x00\\\\\ud800-\udfff]")
 
 
@@ -53,7 +51,10 @@ def make_row(outcome: RequestOutcome, redaction: Redaction | None = None) -> Row
     if redaction is not None:
         record |= redaction(outcome.text)
     if redaction is None or not redaction.keeps_all:
-        record["choices"] = [_without_words(choice) for choice in record["choices"]]
+        record["choices"] = [
+            {**choice, "probes": without_words(choice["probes"])} if "probes" in choice else choice
+            for choice in record["choices"]
+        ]
     body = as_json(record)
     response = {
         "response_id": storable(outcome.response_id),
@@ -70,22 +71,6 @@ def make_row(outcome: RequestOutcome, redaction: Redaction | None = None) -> Row
         "body": body,
     }
     return Row(response, _score_rows(outcome))
-
-
-def _without_words(choice: dict[str, Any]) -> dict[str, Any]:
-    """A choice as it is shown, less what its tokens are: scores stay, in order."""
-    if "probes" not in choice:
-        return choice
-    return {**choice, "probes": {name: _numbers_of(shown) for name, shown in choice["probes"].items()}}
-
-
-def _numbers_of(shown: dict[str, Any]) -> dict[str, Any]:
-    kept = {
-        key: [{k: v for k, v in entry.items() if k not in _WORDS} for entry in shown[key]]
-        for key in _TOKEN_LISTS
-        if key in shown
-    }
-    return {**shown, **kept}
 
 
 def as_json(value: Any) -> str:
