@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
+
+from serve_support.server import Server
 
 Counts = Counter[tuple[str, ...]]
 
@@ -57,6 +60,23 @@ def by_lines(lines: Iterable[str]) -> Counts:
         for probe in said["probes"]:
             _count(found, probe["probe"], probe["score"], probe["flagged"], probe["reason"])
     return found
+
+
+def agreed(server: Server, folder: Path, log: str = "requests.jsonl") -> Counts:
+    """What metrics count, once records and log lines, in `folder`, count the same; those of a client that left come
+    last."""
+    deadline = time.monotonic() + 60
+    while True:
+        counted = by_metrics(server.get("/metrics").text)
+        recorded = by_records(folder / "records.sqlite")
+        with (folder / log).open() as lines:
+            logged = by_lines(lines)
+        if counted == recorded == logged or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    assert counted == recorded
+    assert counted == logged
+    return counted
 
 
 def _count(found: Counts, probe: str, score: float | None, flagged: bool, reason: str | None) -> None:
