@@ -111,6 +111,7 @@ def test_a_healthy_engine_leaves_no_gap(case: Case) -> None:
     assert case.gaps(case.readings()) == {}
 
 
+@settings(deadline=None)
 @given(cases(preempted=False), st.data())
 def test_a_reading_that_is_lost_is_found(case: Case, data: st.DataObject) -> None:
     readings = case.readings()
@@ -126,6 +127,7 @@ def test_a_reading_that_is_lost_is_found(case: Case, data: st.DataObject) -> Non
     assert "edited" not in gaps
 
 
+@settings(deadline=None)
 @given(cases())
 def test_all_readings_lost_is_not_a_request_from_the_cache(case: Case) -> None:
     gaps = case.gaps([])
@@ -134,6 +136,7 @@ def test_all_readings_lost_is_not_a_request_from_the_cache(case: Case) -> None:
     assert gaps.get("scored", 0) == (case.n_prompt - 1 if wants_prompt else 0)
 
 
+@settings(deadline=None)
 @given(cases(preempted=False), st.data())
 def test_every_edit_that_is_not_reported_is_counted(case: Case, data: st.DataObject) -> None:
     readings = case.readings()
@@ -150,6 +153,7 @@ def test_every_edit_that_is_not_reported_is_counted(case: Case, data: st.DataObj
     assert case.gaps(changed) == ({"edited": less} if less else {})
 
 
+@settings(deadline=None)
 @given(cases(), st.data())
 def test_every_position_that_was_not_scored_is_counted(case: Case, data: st.DataObject) -> None:
     case = replace(case, probed=True)
@@ -169,6 +173,7 @@ def test_a_preempted_request_may_find_more_of_its_prompt_in_the_cache_than_it_ha
     assert case.gaps([begun, rest]) == {"forwarded": 11}
 
 
+@settings(deadline=None)
 @given(cases(), st.sampled_from([None, "abort", "error"]))
 def test_a_sequence_that_did_not_end_owes_nothing(case: Case, finish: str | None) -> None:
     assert case.gaps([], finish) == {}

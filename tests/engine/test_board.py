@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pilothouse.core.config import EngineLayout
 from pilothouse.core.directions import Direction
-from pilothouse.core.messages import ReadoutLoad, RequestOrders, SlotLoad, StepOrders, WireEdit, WireSpan
+from pilothouse.core.messages import ReadoutLoad, RequestOrders, SlotLoad, StepOrders, WireEdit, WireSpan, WireStep
+from pilothouse.engine.batch import Batch
 from pilothouse.engine.board import Board
 from pilothouse.engine.sites import Site, StepBuffers
+from pilothouse.engine.spans import Ints
 
 LAYOUT = EngineLayout(slots=3, rows_per_slot=2, readouts=2)
 D_MODEL = 4
@@ -65,8 +70,89 @@ def test_every_token_gets_its_own_row_and_every_score_its_own_position(
         return
     assert readings is not None
     assert readings.request_ids == list(orders)
-    assert readings.scores[:, 0].tolist() == expected_scores
+    assert readings.scores[:, :1].ravel().tolist() == expected_scores
     assert readings.edited.sum() == sum(row > 0 for row in expected_rows)
+
+
+Planned = tuple[tuple[WireSpan, ...], int, list[tuple[int, int]]]
+steps = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 8)), max_size=LAYOUT.chain_steps)
+plans = st.tuples(spans, st.integers(0, 12), steps)
+events = st.lists(
+    st.tuples(st.sampled_from(["decode", "decode", "decode", "prefill", "end", "begin"]), st.integers(0, 3), plans),
+    min_size=4,
+    max_size=24,
+)
+
+
+def orders_of(number: int, plan: Planned) -> RequestOrders:
+    spans, read_from, acts = plan
+    chain = tuple(WireStep(b"v", b"", {}, False, None, start, start + size) for start, size in acts)
+    return RequestOrders(number % 3, spans, (0, 1), read_from, 1 if chain else 0, chain)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(plans, min_size=1, max_size=3), events)
+def test_a_batch_that_goes_on_is_as_if_it_had_been_mapped_anew(
+    first: list[Planned],
+    happenings: list[tuple[str, int, Planned]],
+) -> None:
+    boards = make_board(), make_board()
+    live = {f"r{i}": 0 for i in range(len(first))}
+    for board in boards:
+        board.obey(StepOrders(requests={f"r{i}": orders_of(i, plan) for i, plan in enumerate(first)}))
+    began = len(first)
+    for number, (what, which, plan) in enumerate(happenings):
+        orders = None
+        counts = np.ones(len(live), dtype=np.int64)
+        if what == "begin" or not live:
+            name, began = f"r{began}", began + 1
+            live[name] = 0
+            counts = np.append(counts, 1 + which)
+            orders = StepOrders(requests={name: orders_of(began, plan)}) if which else None
+        elif what == "end":
+            gone = sorted(live)[which % len(live)]
+            del live[gone]
+            counts = counts[1:]
+            orders = StepOrders(retire=(gone,))
+        elif what == "prefill":
+            counts[which % len(live)] += which
+        if not live:
+            continue
+        computed = np.array(list(live.values()), dtype=np.int64)
+        seen = []
+        for board in boards:
+            if orders is not None:
+                board.obey(orders)
+            if board is boards[1]:
+                board._last = None
+            board.map_tokens(list(live), counts, computed.copy())
+            board.buffers.scores.copy_(torch.arange(128.0).reshape(64, 2) + 1000 * number)
+            readings = board.readings()
+            buffers = board.buffers
+            seen.append([buffers.rows.tolist(), buffers.chains.tolist(), buffers.gains.tolist()])
+            if readings is not None:
+                named = (readings.starts, readings.counts, readings.edited, readings.scored, readings.scores)
+                seen[-1] += [readings.request_ids, *(array.tolist() for array in named)]
+        assert seen[0] == seen[1]
+        for name, count in zip(list(live), counts, strict=True):
+            live[name] += int(count)
+
+
+def test_decoding_maps_its_batch_once_until_something_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = make_board()
+    spans = (WireSpan(0, 20, 0), WireSpan(20, 99, 1))
+    board.obey(StepOrders(requests={"a": RequestOrders(0, spans, (0,), 0), "b": RequestOrders(1, (), (1,), 0)}))
+    mapped: list[int] = []
+    real = board._mapped
+
+    def noted(request_ids: Sequence[str], counts: Ints, computed: Ints) -> Batch | None:
+        mapped.append(int(computed[0]))
+        return real(request_ids, counts, computed)
+
+    monkeypatch.setattr(board, "_mapped", noted)
+    for position in range(10, 40):
+        board.map_tokens(["a", "b"], np.array([1, 1]), np.array([position, position + 5]))
+    assert mapped == [10, 20]
 
 
 def test_stages_hand_their_readouts_on_and_nothing_of_an_earlier_step() -> None:

@@ -118,6 +118,11 @@ SIGNATURES: list[tuple[str, str, list[str]]] = [
         "init_endpoint_plugins_state",
         ["engine_client", "state", "args"],
     ),
+    (
+        "vllm.compilation.wrapper",
+        "TorchCompileWithNoGuardsWrapper.__init__",
+        ["self", "compile_prefix", "is_encoder"],
+    ),
 ]
 """Module, function, and the parameters that it begins with: what we override, replace or call."""
 
@@ -145,6 +150,20 @@ PARTS: list[tuple[str, str, list[str]]] = [
     (CLIENT, "DPLBAsyncMPClient.get_core_engine_for_request", ["self.reqs_in_flight.get(request.request_id)"]),
     ("vllm.v1.utils", "APIServerProcessManager.__init__", ["target_server_fn or run_api_server_worker_proc"]),
     ("vllm.entrypoints.launchers.api_server.entry", "build_and_serve", ["await init_app_state("]),
+    (
+        "vllm.compilation.decorators",
+        "_support_torch_compile",
+        [
+            "if self.do_not_compile or torch.compiler.is_compiling():",
+            "get_forward_context().skip_compiled",
+            'getattr(self, "aot_compiled_fn", None)',
+            "aot_compile_hash_factors(self.vllm_config)",
+            "self.was_aot_compile_fn_loaded_from_disk = True",
+            "if self.compiled:",
+            "cls.__call__ = __call__",
+        ],
+    ),
+    ("vllm.v1.worker.cpu_model_runner", "CPUModelRunner.warming_up_model", ["self.profile_run()"]),
 ]
 """Module, function, and what its text has in it."""
 

@@ -118,6 +118,10 @@ class Session:
             return STEERING
         return PROBES if self.ask.reads_given and not self.plan.empty else None
 
+    def shows_tokens(self, logprobs: bool) -> bool:
+        """Whether scores of tokens are shown while the answer is streamed; logprobs: it has log-probabilities."""
+        return self._shows and bool(self.ask.probes) and (self.ask.tokens or logprobs)
+
     def add_prompt(self, track: PromptTrack) -> None:
         """Take the prompt's sequences in; their numbers follow those of earlier prompts."""
         self._prompts.append(track)

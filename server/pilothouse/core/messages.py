@@ -95,7 +95,8 @@ class WirePlan(msgspec.Struct, frozen=True, array_like=True):
     rows: for each row of the slot, the numbers of the edits that are summed in it; slot: digest of rows and edits
     (empty when nothing is added); chain: digest of the steps (empty when there are none), positions and readout numbers
     aside; steps: edits that act one after another, behind the row's sum; stops: what ends the sequence; readouts:
-    digests of the readout directions; read_from: first position whose readouts are sent back.
+    digests of the readout directions; read_from: first position whose readouts are sent back; gather: readings may
+    wait for one another until the sequence ends, for nobody looks at them before.
     """
 
     slot: bytes = b""
@@ -108,6 +109,7 @@ class WirePlan(msgspec.Struct, frozen=True, array_like=True):
     stops: tuple[WireStop, ...] = ()
     readouts: tuple[bytes, ...] = ()
     read_from: int = 0
+    gather: bool = False
 
     @property
     def named(self) -> set[bytes]:

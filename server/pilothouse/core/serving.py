@@ -23,6 +23,10 @@ class RequestSession(Protocol):
         """The field by which the client, or the preset that it chose, wants something done; None for default probes,
         which are given up where need be."""
 
+    def shows_tokens(self, logprobs: bool) -> bool:
+        """Whether the client is to see scores of tokens as they come, should its answer be streamed; logprobs: it asks
+        for log-probabilities, which scores go with."""
+
     def add_prompt(self, track: PromptTrack) -> None:
         """Called once for each prompt, in order, just before it goes to the engine."""
 

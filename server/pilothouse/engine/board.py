@@ -6,7 +6,6 @@ numpy over whole batches; no Python runs per token, and only latched gates alloc
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -19,11 +18,10 @@ from pilothouse.core.directions import rows_from_payload
 from pilothouse.core.edits import Rule
 from pilothouse.core.messages import ChainLoad, SlotLoad, StepCost, StepOrders, StepReadings
 from pilothouse.core.sites import Float32
+from pilothouse.engine.batch import Batch, steps_until_change
 from pilothouse.engine.latches import Latches
-from pilothouse.engine.sites import Site, StepBuffers
+from pilothouse.engine.sites import FULL, IDLE, Form, Site, StepBuffers
 from pilothouse.engine.spans import Ints, SpanTable
-
-NO_SCORES = np.empty((0, 0), dtype=np.float32)
 
 
 class Board:
@@ -40,7 +38,8 @@ class Board:
         self._rows_set = 0
         self._chains_set = 0
         self.writes = bool(sites)
-        self._step: _Step | None = None
+        self._last: Batch | None = None
+        self._step: Batch | None = None
         self._prepared = 0.0
 
     def obey(self, orders: StepOrders) -> None:
@@ -51,6 +50,7 @@ class Board:
 
     @torch.inference_mode()
     def _obey(self, orders: StepOrders) -> None:
+        self._last = None
         for request_id in orders.retire:
             self.latches.clear(self.spans.remove(request_id))
         for digest in orders.forget:
@@ -80,34 +80,57 @@ class Board:
         each request's first token in this step.
         """
         began = perf_counter()
-        self._step = self._mapped(request_ids, counts, computed)
+        if self._last is None or not self._last.advance(request_ids, counts, computed):
+            self._last = self._mapped(request_ids, counts, computed)
+        self._step = self._last
+        self.buffers.needed = IDLE if self._step is None else self._step.needed
         self._prepared += perf_counter() - began
 
-    def _mapped(self, request_ids: Sequence[str], counts: Ints, computed: Ints) -> "_Step | None":
+    def _mapped(self, request_ids: Sequence[str], counts: Ints, computed: Ints) -> Batch | None:
         if not len(self.spans) and not self.layout.capture:
             self.reset_rows()
             return None
         lines = self.spans.lines(request_ids)
-        planned = np.flatnonzero(lines)
-        if not len(planned) and not self.layout.capture:
+        if not lines.any() and not self.layout.capture:
             self.reset_rows()
             return None
-        offsets = np.cumsum(counts) - counts
-        n_tokens = int(counts.sum())
         token_lines = np.repeat(lines, counts)
-        positions = np.arange(n_tokens, dtype=np.int64) + np.repeat(computed - offsets, counts)
+        positions = np.arange(len(token_lines), dtype=np.int64) + np.repeat(
+            computed - np.cumsum(counts) + counts, counts
+        )
         rows = self.spans.rows_at(token_lines, positions)
         self._write_rows(rows)
         edited = np.logical_or(rows > 0, self._write_chains(token_lines, positions))
-        return _Step(request_ids, planned, counts, computed, offsets, edited, token_lines, positions)
+        reads = positions >= self.spans.read_from[token_lines]
+        chains = bool(self._chains_set)
+        # A chain's gates look at readouts, also at positions whose readouts nobody wants.
+        needed = Form(bool(rows.any()), chains or bool(reads.any()), chains)
+        # Latches change what tokens take without their positions passing anything.
+        steady = (counts == 1).all() and not self.latches.used
+        return Batch(
+            request_ids,
+            counts,
+            computed,
+            token_lines=token_lines,
+            positions=positions,
+            edited=edited,
+            reads=reads,
+            needed=FULL if self.layout.capture else needed,
+            steps_left=steps_until_change(self.spans, token_lines, positions) if steady else 0,
+        )
 
-    def reset(self) -> None:
-        """Make ready for a run without requests: nothing is edited, and no sum goes on from an earlier run."""
+    def reset(self, needed: Form = FULL) -> None:
+        """Make ready for a run without requests: nothing is edited, and no sum goes on from an earlier run.
+
+        needed: as if it needed this of the sites.
+        """
         self.reset_rows()
+        self.buffers.needed = needed
         self.buffers.scores.zero_()
 
     def reset_rows(self) -> None:
         """Make every token untouched; padding relies on it."""
+        self._last = None
         if self._rows_set:
             self.buffers.rows[: self._rows_set].zero_()
             self._rows_set = 0
@@ -133,7 +156,7 @@ class Board:
         if self.layout.capture:
             self._keep_captures(step)
         # Where no stage so far has a site, nothing was written, and what is there means nothing.
-        if not self.writes or not len(step.planned):
+        if not self.writes or not step.planned:
             return None
         return self.buffers.scores[: len(step.positions)].clone()
 
@@ -154,22 +177,11 @@ class Board:
         self.latches.update(self.buffers.scores)
         if self.layout.capture:
             self._keep_captures(step)
-        if not len(step.planned):
+        if not step.planned:
             return None
-        read_from = self.spans.read_from[step.token_lines]
-        wanted = step.positions >= read_from
-        kept = np.add.reduceat(wanted.astype(np.int64), step.offsets)
-        pick = step.planned
-        readings = StepReadings(
-            request_ids=[step.request_ids[i] for i in pick],
-            starts=step.computed[pick],
-            counts=step.counts[pick],
-            edited=step.edited[step.token_lines > 0],
-            scored=kept[pick],
-            scores=NO_SCORES,
-        )
         prepared, self._prepared = self._prepared, 0.0
-        return PendingReadings(readings, self.buffers.scores[: len(wanted)], wanted, prepared, began)
+        scores = self.buffers.scores[: len(step.positions)] if step.reads_any else None
+        return PendingReadings(step.readings(), scores, step.reads, prepared, began)
 
     def take_captures(self) -> dict[str, dict[int, Float32]]:
         """The streams kept since the last call: by request and layer, [n_tokens, d_model] float32."""
@@ -244,7 +256,7 @@ class Board:
         self.buffers.rows[:n_tokens].copy_(self._staged(rows), non_blocking=True)
         self._rows_set = n_tokens
 
-    def _keep_captures(self, step: "_Step") -> None:
+    def _keep_captures(self, step: Batch) -> None:
         for i, request_id in enumerate(step.request_ids):
             begin, end = int(step.offsets[i]), int(step.offsets[i] + step.counts[i])
             kept = self.captures.setdefault(request_id, {layer: [] for layer in self.sites})
@@ -258,19 +270,20 @@ class PendingReadings:
     def __init__(
         self,
         readings: StepReadings,
-        scores: torch.Tensor,
-        wanted: npt.NDArray[np.bool_],
+        scores: torch.Tensor | None,
+        reads: npt.NDArray[np.bool_] | None,
         prepared: float,
         began: float,
     ) -> None:
-        """scores: [n_tokens, readout columns] of the step's tokens; wanted: which of these rows are sent back;
-        prepared: seconds that it took to prepare the step; began: when reading did, by the performance counter."""
+        """scores: [n_tokens, readout columns] of the step's tokens, None where none is wanted; reads: which of these
+        rows are sent back, None for all; prepared: seconds that it took to prepare the step; began: when reading did,
+        by the performance counter."""
         self._readings = readings
-        self._wanted = wanted
+        self._reads = reads
         self._copied: torch.cuda.Event | None = None
         # On the CPU a clone: the next step overwrites the scores. From a GPU this is a queued copy to pinned memory.
-        self._scores = scores.to("cpu", non_blocking=True, copy=True)
-        if scores.is_cuda:
+        self._scores = None if scores is None else scores.to("cpu", non_blocking=True, copy=True)
+        if scores is not None and scores.is_cuda:
             self._copied = torch.cuda.Event()
             self._copied.record()
         self._cost = StepCost(1, prepared, perf_counter() - began)
@@ -280,32 +293,8 @@ class PendingReadings:
         if self._copied is not None:
             self._copied.synchronize()
         began = perf_counter()
-        scores = self._scores.numpy()[self._wanted]
-        cost = self._cost.plus(StepCost(read=perf_counter() - began))
-        return replace(self._readings, scores=scores, cost=cost)
-
-
-class _Step:
-    """The batch as it was mapped, until its readings are taken."""
-
-    __slots__ = ("computed", "counts", "edited", "offsets", "planned", "positions", "request_ids", "token_lines")
-
-    def __init__(
-        self,
-        request_ids: Sequence[str],
-        planned: Ints,
-        counts: Ints,
-        computed: Ints,
-        offsets: Ints,
-        edited: npt.NDArray[np.bool_],
-        token_lines: Ints,
-        positions: Ints,
-    ) -> None:
-        self.request_ids = list(request_ids)
-        self.planned = planned
-        self.counts = counts
-        self.computed = computed
-        self.offsets = offsets
-        self.edited = edited
-        self.token_lines = token_lines
-        self.positions = positions
+        if self._scores is not None:
+            scores = self._scores.numpy()
+            self._readings.scores = scores if self._reads is None else scores[self._reads]
+        self._readings.cost = self._cost.plus(StepCost(read=perf_counter() - began))
+        return self._readings

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
 
+import msgspec
 import torch
 from vllm.renderers.inputs.preprocess import extract_prompt_components
 from vllm.sampling_params import RequestOutputKind
@@ -57,6 +58,9 @@ class NullSession:
     def add_prompt(self, track: PromptTrack) -> None:
         return None
 
+    def shows_tokens(self, logprobs: bool) -> bool:
+        return False
+
     def close(self, error: str | None = None) -> None:
         return None
 
@@ -71,6 +75,9 @@ class PlanSession:
 
     def add_prompt(self, track: PromptTrack) -> None:
         self.track = track
+
+    def shows_tokens(self, logprobs: bool) -> bool:
+        return False
 
     def close(self, error: str | None = None) -> None:
         return None
@@ -314,6 +321,7 @@ class SteeringClient:
         track = PromptTrack(plan, ids, spans, choices)
         nonce = next(self._nonces)
         self._prompts[nonce] = track
+        wire = msgspec.structs.replace(wire, gather=_may_gather(session, sampling_params))
         extra = {PLAN_KEY: plan_encoder.encode(wire), NONCE_KEY: nonce}
         sampling_params.extra_args = {**(sampling_params.extra_args or {}), **extra}
         return track
@@ -347,6 +355,13 @@ class SteeringClient:
 def _need_token_ids(session: "RequestSession | NullSession") -> None:
     if session.asked is not None:
         raise BadRequest("steering and probes need a prompt of token ids", "prompt")
+
+
+def _may_gather(session: "RequestSession | NullSession", params: Any) -> bool:
+    """Whether readings need not come with each token. Where vLLM ends a sequence at a string, it does so in this
+    process, and what the engine still held back would never come."""
+    streams = params.output_kind == RequestOutputKind.DELTA
+    return not params.stop and not (streams and session.shows_tokens(params.logprobs is not None))
 
 
 def observe(track: PromptTrack, result: Any, deltas: bool) -> None:

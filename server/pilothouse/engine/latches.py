@@ -27,6 +27,11 @@ class Latches:
         self._tokens: torch.Tensor
         self._allocate(64)
 
+    @property
+    def used(self) -> bool:
+        """Whether a request that is not over has a latch."""
+        return bool(self._latched)
+
     def set(self, line: int, orders: RequestOrders) -> None:
         """Take in a request that starts; its latches are not met yet."""
         self.clear(line)

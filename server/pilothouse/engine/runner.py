@@ -17,8 +17,9 @@ from pilothouse.core.config import LAYOUT_KEY, EngineLayout
 from pilothouse.core.messages import ORDERS_ATTRIBUTE, READINGS_ATTRIBUTE, STAGE_KEY
 from pilothouse.engine.adapters import without_adapters
 from pilothouse.engine.board import Board, PendingReadings
+from pilothouse.engine.forms import make_forms
 from pilothouse.engine.placement import N_TOKENS, find_blocks, find_streams
-from pilothouse.engine.sites import Stream, install_sites
+from pilothouse.engine.sites import FULL, Form, Stream, install_sites
 
 if TYPE_CHECKING:
     from vllm.v1.worker.gpu.input_batch import InputBatch
@@ -38,6 +39,9 @@ class SteeringRunner(_Base):
     pilothouse_board: Board
     pilothouse_blocks: dict[int, nn.Module]
     pilothouse_streams: dict[int, Stream]
+    pilothouse_forms: tuple[Form, ...] = ()
+    pilothouse_rehearsed = FULL
+    """What runs without requests are to need of the sites."""
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
@@ -58,6 +62,8 @@ class SteeringRunner(_Base):
         )
         self.pilothouse_blocks, self.pilothouse_streams = blocks, streams
         self.pilothouse_board = Board(layout, buffers, sites)
+        if not layout.capture:
+            self.pilothouse_forms = make_forms(self.model, sites, blocks, lambda: buffers.needed)
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         orders = getattr(scheduler_output, ORDERS_ATTRIBUTE, None)
@@ -81,7 +87,7 @@ class SteeringRunner(_Base):
         return output
 
     def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:
-        self.pilothouse_board.reset()
+        self.pilothouse_board.reset(self.pilothouse_rehearsed)
         return super()._dummy_run(*args, **kwargs)
 
     def capture_model(self, *args: Any, **kwargs: Any) -> Any:
@@ -98,6 +104,12 @@ class SteeringRunnerV1(SteeringRunner):
     """For vLLM's V1 runner, the one that runs on CPU."""
 
     intermediate_tensors: IntermediateTensors | None
+
+    def warming_up_model(self) -> None:
+        """vLLM's on CPU, which compiles; for each form."""
+        for form in (*self.pilothouse_forms, FULL):
+            self.pilothouse_rehearsed = form
+            super().warming_up_model()
 
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: np.ndarray) -> Any:
         prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
@@ -32,7 +31,7 @@ from pilothouse.core.messages import (
 )
 from pilothouse.core.plans import END
 from pilothouse.engine.directions import DirectionStore
-from pilothouse.engine.holdings import Buffer, Held, Lack, Refusal
+from pilothouse.engine.holdings import Buffer, Heard, Held, Lack, Refusal
 from pilothouse.engine.prefix_cache import install_edit_keys, plan_of
 from pilothouse.engine.runner import layout_of
 from pilothouse.engine.score_store import BlockCollector, ScoreStore
@@ -238,7 +237,7 @@ class SteeringScheduler(_Base):
         held = self._held.get(request_id)
         if held is None or not n_computed:
             return
-        buffer = self._buffers.setdefault(request_id, Buffer())
+        buffer = self._buffer_of(request_id, held)
         buffer.cached = max(buffer.cached, n_computed)
         if held.collector is not None:
             hashes = self.requests[request_id].block_hashes[: -(-n_computed // self.hash_block_size)]
@@ -246,7 +245,7 @@ class SteeringScheduler(_Base):
             if self._scores.covered(hashes, held.plan.readouts) == len(hashes):
                 rows = self._scores.take(hashes, held.plan.readouts)[:n_computed]
                 held.look(0, rows)
-                buffer.scores.append((0, rows))
+                buffer.kept.append(rows)
 
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
         """vLLM's, and the scores beside the cache: it is called when weights change."""
@@ -299,37 +298,36 @@ class SteeringScheduler(_Base):
 
     def _buffer(self, readings: StepReadings, rejected: Mapping[str, int]) -> None:
         """Take in what a step ran; rejected: of how many draft tokens, the last ones of each request, it did so in
-        vain. They are not part of the sequence, so nothing of them is counted, looked at or sent."""
+        vain."""
         self._cost = self._cost.plus(readings.cost)
-        ends, begins = np.cumsum(readings.scored), np.cumsum(readings.counts) - readings.counts
-        for k, request_id in enumerate(readings.request_ids):
+        for request_id, part in Heard(readings, rejected).parts.items():
             held = self._held.get(request_id)
             if held is None:
                 continue
-            buffer = self._buffers.setdefault(request_id, Buffer())
-            surplus = rejected.get(request_id, 0)
-            start, count, begin = int(readings.starts[k]), int(readings.counts[k]) - surplus, int(begins[k])
-            buffer.runs.append((start, readings.edited[begin : begin + count]))
-            scored = max(int(readings.scored[k]) - surplus, 0)
-            if scored:
-                end = int(ends[k]) - surplus
-                rows = readings.scores[end - scored : end, held.columns]
-                held.look(start + count - scored, rows)
-                buffer.scores.append((start + count - scored, rows))
+            self._buffer_of(request_id, held).parts.append(part)
+            if part.n_scored and (held.plan.stops or held.collector is not None):
+                rows = part.rows(held.columns)
+                held.look(part.first, rows)
                 if held.collector is not None:
-                    held.collector.add(start + count - scored, rows, self.requests[request_id].block_hashes)
+                    held.collector.add(part.first, rows, self.requests[request_id].block_hashes)
+
+    def _buffer_of(self, request_id: str, held: Held) -> Buffer:
+        buffer = self._buffers.get(request_id)
+        if buffer is None:
+            buffer = self._buffers[request_id] = Buffer(held.columns, held.plan.gather)
+        return buffer
 
     def _attach(self, outputs: Any) -> None:
         """Move buffered readings onto the outputs of their requests; forget those of requests that are gone."""
         for per_client in outputs.values():
             for output in per_client.outputs:
-                buffer = self._buffers.pop(output.request_id, None)
-                if buffer is not None:
-                    output.kv_transfer_params = {
-                        **(output.kv_transfer_params or {}),
-                        READING_KEY: buffer.encode(self._cost),
-                    }
-                    self._cost = StepCost()
+                buffer = self._buffers.get(output.request_id)
+                if buffer is None or not (output.finish_reason is not None or buffer.due):
+                    continue
+                del self._buffers[output.request_id]
+                reading = buffer.encode(self._cost)
+                output.kv_transfer_params = {**(output.kv_transfer_params or {}), READING_KEY: reading}
+                self._cost = StepCost()
         for request_id in [r for r in self._buffers if r not in self.requests]:
             del self._buffers[request_id]
 

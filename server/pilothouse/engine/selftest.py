@@ -1,8 +1,9 @@
 """The start-up self-test: on the model that is loaded, does steering steer and does reading read?
 
-Requests go the whole way that served ones go (client, scheduler, slots, compiled graph, readings back) in one mixed
-batch, and what comes back is held against `engine.reference`. The scores are poisoned first. A server that fails does
-not start: a steer that silently does not happen is worse than none.
+Requests go the whole way that served ones go (client, scheduler, slots, compiled graph, readings back), in one mixed
+batch and then each by itself, for a step runs the form of the graph that its batch needs (engine/forms.py). What comes
+back is held against `engine.reference`. The scores are poisoned first. A server that fails does not start: a steer that
+silently does not happen is worse than none.
 """
 
 import asyncio
@@ -40,6 +41,8 @@ STRENGTH = 0.7
 TOLERANCE = {torch.float32: 0.01, torch.float16: 0.3, torch.bfloat16: 0.3}
 """Largest difference from the reference, in units of what steering changes or of the spread of the readouts. Rounding
 stays below (2e-6 measured in float32, 0.08 in bfloat16); an edit or a score that is missing or misplaced makes 1."""
+
+PLAIN = Plan()
 
 LEAST_MOVEMENT = 1e-3
 """Nats. Where even the reference moves less than this, the model does not listen to its residual stream."""
@@ -79,6 +82,31 @@ class _Trial:
     track: ChoiceTrack
 
 
+class _Reference:
+    """Answers of the reference for one prompt, each asked for once."""
+
+    def __init__(self, engine_client: Any, prompt: list[int]) -> None:
+        self.prompt = prompt
+        self._engine_client = engine_client
+        self._answers: dict[tuple[int, tuple[int, ...]], tuple[Plan, ReferenceAnswer]] = {}
+
+    async def answer(self, generated: Sequence[int], plan: Plan) -> ReferenceAnswer:
+        """What the reference says of the prompt and `generated` under `plan`."""
+        key = (id(plan), tuple(generated))
+        if key not in self._answers:
+            request = msgspec.msgpack.encode(ReferenceRequest.of(self.prompt, generated, plan))
+            found = decode(await self._engine_client.collective_rpc("pilothouse_reference", args=(request,)))
+            # With the plan, so that no other can have its id.
+            self._answers[key] = plan, found
+        return self._answers[key][1]
+
+    async def best(self, trial: _Trial, plan: Plan) -> Float32:
+        """Log-probabilities of the best tokens of `trial` under `plan`, [N_GENERATED x at least N_BEST]."""
+        found = await self.answer(trial.generated, plan)
+        table = found.table(len(self.prompt) + len(trial.generated))
+        return _centred([table[len(self.prompt) - 1 + i, list(best)] for i, best in enumerate(trial.best)])
+
+
 async def self_test(engine_client: Any) -> SelfTestReport:
     """Raise StartupError, saying what is wrong, unless the running engine steers and reads as the reference does.
 
@@ -93,34 +121,43 @@ async def self_test(engine_client: Any) -> SelfTestReport:
     layout = layout_of(engine_client.vllm_config)
     shape = model_shape(engine_client.vllm_config, layout.sites)
     prompt = _prompt(config.get_vocab_size(), min(N_PROMPT, config.max_model_len - N_GENERATED))
+    reference = _Reference(engine_client, prompt)
     try:
-        plain = await _reference(engine_client, prompt, [], Plan())
+        plain = await reference.answer([], PLAIN)
     except NoReferenceError as error:
         return SelfTestReport(skipped=str(error))
     steered = _steering_plan(shape, plain.norms, STRENGTH)
-    plans = [Plan(), steered, _steering_plan(shape, plain.norms, 0.0), _reading_plan(shape)]
+    plans = [PLAIN, steered, _steering_plan(shape, plain.norms, 0.0), _reading_plan(shape)]
     if layout.chain_steps >= N_STEPS:
         plans.append(_chained_plan(shape, plain.norms))
-    reports = [await _test_engine(engine_client, engine, prompt, plans, plain) for engine in engines(engine_client)]
+    reports = [await _test_engine(engine_client, engine, reference, plans, plain) for engine in engines(engine_client)]
     # The worst one speaks for all.
     return max(reports, key=lambda report: max(report.steering_error, report.identity_error, report.readout_error))
 
 
 async def _test_engine(
-    engine_client: Any, engine: int, prompt: list[int], plans: list[Plan], plain: ReferenceAnswer
+    engine_client: Any, engine: int, reference: _Reference, plans: list[Plan], plain: ReferenceAnswer
 ) -> SelfTestReport:
     """`self_test` of one engine; any engine's reference will do, for all hold the same weights."""
-    await engine_client.collective_rpc("pilothouse_poison")
-    # A gathered batch: plain, steered and read requests share their steps.
-    trials = await asyncio.gather(*(_serve(engine_client, prompt, plan, engine) for plan in plans))
+    # A gathered batch: plain, steered and read requests share their steps. Then each has its steps for itself.
+    numbers = range(len(plans))
+    batches: list[Sequence[int]] = [numbers, *([number] for number in numbers)]
+    trials: dict[int, list[_Trial]] = {number: [] for number in numbers}
+    for batch in batches:
+        await engine_client.collective_rpc("pilothouse_poison")
+        served = await asyncio.gather(
+            *(_serve(engine_client, reference.prompt, plans[number], engine) for number in batch)
+        )
+        for number, trial in zip(batch, served, strict=True):
+            trials[number].append(trial)
     tolerance = TOLERANCE[engine_client.model_config.dtype]
-    found_by_plan = [await _steering(engine_client, prompt, trial) for trial in (trials[1], *trials[4:])]
-    movement, _ = found_by_plan[0]
+    steering = [await _steering(reference, trial) for number in (1, *numbers[4:]) for trial in trials[number]]
+    movement, _ = steering[0]
     report = SelfTestReport(
         movement,
-        max(error / moved for moved, error in found_by_plan),
-        max([await _error(engine_client, prompt, trial, Plan()) for trial in (trials[0], trials[2])]) / movement,
-        await _readout_error(engine_client, prompt, trials[3]),
+        max(error / moved for moved, error in steering),
+        max([await _error(reference, trial, PLAIN) for trial in (*trials[0], *trials[2])]) / movement,
+        max([await _readout_error(reference, trial) for trial in trials[3]]),
         lengths=plain.typical,
     )
     for found, what in (
@@ -213,19 +250,6 @@ async def _serve(engine_client: Any, prompt: list[int], plan: Plan, engine: int)
     return _Trial(plan, list(choice.token_ids), best, track)
 
 
-async def _reference(engine_client: Any, prompt: list[int], generated: list[int], plan: Plan) -> ReferenceAnswer:
-    request = msgspec.msgpack.encode(ReferenceRequest.of(prompt, generated, plan))
-    return decode(await engine_client.collective_rpc("pilothouse_reference", args=(request,)))
-
-
-async def _expected(engine_client: Any, prompt: list[int], trial: _Trial, plan: Plan) -> Float32:
-    """Log-probabilities of the best tokens of `trial` by the reference, [N_GENERATED x at least N_BEST]."""
-    found = await _reference(engine_client, prompt, trial.generated, plan)
-    table = found.table(len(prompt) + len(trial.generated))
-    rows = [table[len(prompt) - 1 + i, list(best)] for i, best in enumerate(trial.best)]
-    return _centred(rows)
-
-
 def _measured(trial: _Trial) -> Float32:
     return _centred([np.array(list(best.values()), dtype=np.float32) for best in trial.best])
 
@@ -235,24 +259,24 @@ def _centred(rows: list[Float32]) -> Float32:
     return np.concatenate([row - row.mean() for row in rows])
 
 
-async def _error(engine_client: Any, prompt: list[int], trial: _Trial, plan: Plan) -> float:
+async def _error(reference: _Reference, trial: _Trial, plan: Plan) -> float:
     """Largest difference of log-probabilities between `trial` and the reference under `plan`, in nats."""
-    return float(np.abs(_measured(trial) - await _expected(engine_client, prompt, trial, plan)).max())
+    return float(np.abs(_measured(trial) - await reference.best(trial, plan)).max())
 
 
-async def _steering(engine_client: Any, prompt: list[int], trial: _Trial) -> tuple[float, float]:
+async def _steering(reference: _Reference, trial: _Trial) -> tuple[float, float]:
     """How far the reference says that steering moves log-probabilities, and how far the engine is from it, in nats."""
-    with_it, without = [await _expected(engine_client, prompt, trial, plan) for plan in (trial.plan, Plan())]
+    with_it, without = [await reference.best(trial, plan) for plan in (trial.plan, PLAIN)]
     movement = float(np.abs(with_it - without).max())
     if not movement >= LEAST_MOVEMENT:
         raise StartupError(f"self-test failed: strong steering moves log-probabilities by only {movement:.1e} nats")
-    return movement, await _error(engine_client, prompt, trial, trial.plan)
+    return movement, await _error(reference, trial, trial.plan)
 
 
-async def _readout_error(engine_client: Any, prompt: list[int], trial: _Trial) -> float:
+async def _readout_error(reference: _Reference, trial: _Trial) -> float:
     """Largest difference of readouts, in standard deviations of each; infinite when one is missing."""
-    n_tokens = len(prompt) + len(trial.generated)
-    found = await _reference(engine_client, prompt, trial.generated, trial.plan)
+    n_tokens = len(reference.prompt) + len(trial.generated)
+    found = await reference.answer(trial.generated, trial.plan)
     # The last generated token is not fed back.
     expected = found.scores(n_tokens)[:-1]
     measured = trial.track.scores(0, n_tokens - 1)

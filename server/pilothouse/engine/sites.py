@@ -5,9 +5,10 @@ of edit rows and one of readout rows; the per-token row numbers and the scores a
 between steps, shapes never do, so nothing is ever traced or captured again.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,6 +16,9 @@ from torch import nn
 from pilothouse.core.config import EngineLayout
 from pilothouse.core.errors import StartupError
 from pilothouse.engine.chains import ChainBank
+
+SITE_NAME = "pilothouse_site"
+"""What a block calls its site."""
 
 BlockOutput = torch.Tensor | tuple[Any, ...] | list[Any]
 
@@ -41,11 +45,28 @@ class Stream:
         return tuple(changed) if isinstance(output, tuple) else changed
 
 
+class Form(NamedTuple):
+    """What sites do in a step: add rows, read, follow chains."""
+
+    adds: bool = True
+    reads: bool = True
+    chains: bool = True
+
+    def covers(self, needed: "Form") -> bool:
+        """Whether this does all that `needed` does."""
+        return all(has or not needs for has, needs in zip(self, needed, strict=True))
+
+
+FULL = Form()
+IDLE = Form(adds=False, reads=False, chains=False)
+
+
 class StepBuffers(nn.Module):
     """What all sites share. Row 0 of every edit bank is zero: a token with row 0 is untouched.
 
     rows: [max_tokens] int64, the edit row of each token; scores: [max_tokens, readouts] float32; chains: [max_tokens]
-    int64, the chain of each token; gains: [max_tokens, chain_steps] float32, 1 where a step of it acts and 0 elsewhere.
+    int64, the chain of each token; gains: [max_tokens, chain_steps] float32, 1 where a step of it acts and 0 elsewhere;
+    needed: what the step needs of the sites.
     """
 
     rows: torch.Tensor
@@ -55,6 +76,7 @@ class StepBuffers(nn.Module):
 
     def __init__(self, max_tokens: int, layout: EngineLayout, device: torch.device) -> None:
         super().__init__()
+        self.needed = FULL
         self.register_buffer("rows", torch.zeros(max_tokens, dtype=torch.int64, device=device), persistent=False)
         scores = torch.zeros(max_tokens, layout.readouts, dtype=torch.float32, device=device)
         self.register_buffer("scores", scores, persistent=False)
@@ -88,6 +110,7 @@ class Site(nn.Module):
         device = buffers.rows.device
         self.buffers_ = buffers
         self.first = first
+        self.form = FULL
         self.capture = layout.capture
         self.register_buffer("edits", torch.zeros(layout.n_rows, d_model, dtype=dtype, device=device), persistent=False)
         weights = torch.zeros(layout.readouts, d_model, dtype=torch.float32, device=device)
@@ -112,14 +135,14 @@ class Site(nn.Module):
         if self.capture:
             self.captured[:n_tokens].copy_(stream)
 
-    def edit(self, hidden: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
+    def edit(self, hidden: torch.Tensor, stream: torch.Tensor | None) -> torch.Tensor:
         """`hidden` [n_tokens, d_model] plus each token's row and what its chain then adds.
 
-        stream: the whole stream, of which `hidden` may be a part, in float32.
+        stream: the whole stream, of which `hidden` may be a part, in float32; None where there are no chains.
         """
         n_tokens = hidden.shape[0]
         rows = self.edits[self.buffers_.rows[:n_tokens]]
-        if not self.bank.chain_steps:
+        if stream is None or not (self.bank.chain_steps and self._does.chains):
             return hidden + rows
         chains, gains = self.buffers_.chains[:n_tokens], self.buffers_.gains[:n_tokens]
         change = self.bank.change(stream + rows.float(), chains, gains, self.buffers_.scores[:n_tokens])
@@ -127,12 +150,30 @@ class Site(nn.Module):
 
     def hook(self, module: nn.Module, args: Any, output: BlockOutput) -> BlockOutput:
         """Forward hook of the block, whose output has the stream where `self.stream` says."""
+        does = self._does
+        if not any(does):
+            return output
         parts = self.stream.parts(output)
+        if not (does.reads or does.chains):
+            return self.stream.replaced(output, self.edit(parts[0], None))
         stream = parts[0].float()
         for part in parts[1:]:
             stream = stream + part.float()
         self.read(stream)
         return self.stream.replaced(output, self.edit(parts[0], stream))
+
+    def in_form(self, form: Form) -> "Site | None":
+        """This site as part of a graph that does only what `form` says; None where that is nothing."""
+        if not any(form):
+            return None
+        site = copy.copy(self)
+        site.form = form
+        return site
+
+    @property
+    def _does(self) -> Form:
+        """What is compiled in; where nothing is compiled, what this step needs."""
+        return self.form if torch.compiler.is_compiling() else self.buffers_.needed
 
 
 def install_sites(
@@ -159,7 +200,7 @@ def install_sites(
     for layer in sorted(set(chosen) & set(blocks)):
         first = first_stage and not sites
         site = Site(buffers, layout, d_model, dtype, first=first, stream=streams[layer])
-        blocks[layer].add_module("pilothouse_site", site)
+        blocks[layer].add_module(SITE_NAME, site)
         blocks[layer].register_forward_hook(site.hook)
         sites[layer] = site
     return buffers, sites

@@ -14,7 +14,7 @@ Ints = npt.NDArray[np.int64]
 
 class SpanTable:
     """One line a request: its spans [start, stop) with their rows, its chain with the span of each step, and from where
-    its readouts are wanted.
+    its readouts are wanted. edges: of each line, the positions where any of this changes.
 
     Line 0 belongs to requests without a plan: no spans, no steps, no readouts.
     """
@@ -47,6 +47,8 @@ class SpanTable:
         for k, step in enumerate(orders.steps):
             self.step_start[line, k], self.step_stop[line, k] = step.start, step.stop
         self.read_from[line] = orders.read_from if orders.columns else NEVER
+        bounds = (self.start, self.stop, self.step_start, self.step_stop, self.read_from[:, None])
+        self.edges[line] = np.concatenate([bound[line] for bound in bounds])
         return line
 
     def remove(self, request_id: str) -> int | None:
@@ -90,6 +92,7 @@ class SpanTable:
         self.step_stop = self._grown("step_stop", (lines, self.chain_steps))
         self.chain = self._grown("chain", (lines,))
         self.read_from = self._grown("read_from", (lines,), NEVER)
+        self.edges = self._grown("edges", (lines, 2 * (self.max_spans + self.chain_steps) + 1))
 
     def _grown(self, name: str, shape: tuple[int, ...], fill: int = 0) -> Ints:
         """The table `name` with room for more lines; what is in it stays."""

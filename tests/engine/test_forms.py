@@ -1,0 +1,126 @@
+"""A step runs the cheapest graph that does what its batch needs, and each graph does what it says and no more."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from vllm.compilation.decorators import support_torch_compile
+from vllm.config import CompilationConfig, CompilationMode, VllmConfig, set_current_vllm_config
+
+from pilothouse.core.config import EngineLayout
+from pilothouse.engine.forms import LESSER, make_forms
+from pilothouse.engine.sites import FULL, Form, Site, StepBuffers, Stream, install_sites
+
+LAYOUT = EngineLayout(slots=1, rows_per_slot=1, chains=1, chain_steps=1, readouts=1)
+D_MODEL = 4
+N_LAYERS = 2
+NEEDS = list(itertools.starmap(Form, itertools.product((False, True), repeat=3)))
+
+
+@support_torch_compile(dynamic_arg_dims={"x": 0})
+class Core(nn.Module):
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(D_MODEL, D_MODEL) for _ in range(N_LAYERS)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Model(nn.Module):
+    def __init__(self, vllm_config: VllmConfig) -> None:
+        super().__init__()
+        self.model = Core(vllm_config=vllm_config)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.model(x)
+
+
+class Made:
+    """A model with sites and forms, compiled by tracing alone."""
+
+    def __init__(self, mode: CompilationMode, layout: EngineLayout = LAYOUT) -> None:
+        compilation = CompilationConfig(mode=mode, backend="eager", custom_ops=["none"])
+        config = VllmConfig(compilation_config=compilation, additional_config={"pilothouse": {}})
+        config.compilation_config.mode, config.compilation_config.backend = mode, "eager"
+        with set_current_vllm_config(config):
+            self.model = Model(config)
+        self.layers = [layer for layer in self.model.model.layers if isinstance(layer, nn.Linear)]
+        blocks = dict(enumerate(self.layers))
+        self.buffers: StepBuffers
+        self.sites: dict[int, Site]
+        self.buffers, self.sites = install_sites(
+            blocks,
+            layout,
+            dict.fromkeys(blocks, Stream()),
+            d_model=D_MODEL,
+            dtype=torch.float32,
+            max_tokens=16,
+            device=torch.device("cpu"),
+        )
+        self.forms = make_forms(self.model, self.sites, blocks, lambda: self.buffers.needed)
+
+    def run(self, needed: Form, n_tokens: int) -> torch.Tensor:
+        self.buffers.needed = needed
+        found: torch.Tensor = self.model(torch.ones(n_tokens, D_MODEL))
+        return found
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[Made]:
+    torch._dynamo.reset()
+    with torch.inference_mode():
+        yield Made(CompilationMode.DYNAMO_TRACE_ONCE)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("needed", NEEDS, ids=str)
+def test_a_form_does_what_is_needed_and_the_cheapest_that_does_is_taken(made: Made, needed: Form) -> None:
+    assert made.forms == LESSER
+    taken = next((form for form in LESSER if form.covers(needed)), FULL)
+    with torch.no_grad():
+        plain = torch.ones(5, D_MODEL)
+        for layer in made.layers:
+            plain = nn.Linear.forward(layer, plain)
+    for n_tokens in (5, 3):
+        torch.testing.assert_close(made.run(needed, n_tokens), plain[:n_tokens])
+    spoiled = {
+        "adds": [site.edits for site in made.sites.values()],
+        "reads": [site.readouts for site in made.sites.values()],
+        "chains": [site.bank.writers for site in made.sites.values()],
+    }
+    for does, tensors in spoiled.items():
+        kept = [tensor.clone() for tensor in tensors]
+        for tensor in tensors:
+            tensor.fill_(torch.nan)
+        made.buffers.scores.zero_()
+        seen = made.buffers.scores if does == "reads" else made.run(needed, 5)
+        if does == "reads":
+            made.run(needed, 5)
+        assert bool(seen.isnan().any()) == getattr(taken, does), does
+        for tensor, before in zip(tensors, kept, strict=True):
+            tensor.copy_(before)
+
+
+def test_models_that_are_not_compiled_have_no_other_forms_and_look_for_themselves() -> None:
+    with torch.inference_mode():
+        made = Made(CompilationMode.NONE)
+        assert made.forms == ()
+        for site in made.sites.values():
+            site.edits.fill_(torch.nan)
+        assert not made.run(Form(adds=False, reads=False, chains=False), 3).isnan().any()
+        assert made.run(Form(adds=True, reads=False, chains=False), 3).isnan().all()
+
+
+def test_there_is_no_form_that_lacks_only_what_no_form_has() -> None:
+    with torch.inference_mode():
+        made = Made(CompilationMode.DYNAMO_TRACE_ONCE, replace(LAYOUT, chain_steps=0))
+    assert made.forms == tuple(form for form in LESSER if not form.reads)
