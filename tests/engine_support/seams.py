@@ -156,7 +156,7 @@ PARTS: list[tuple[str, str, list[str]]] = [
         [
             "if self.do_not_compile or torch.compiler.is_compiling():",
             "get_forward_context().skip_compiled",
-            'getattr(self, "aot_compiled_fn", None)',
+            "getattr(self, 'aot_compiled_fn', None)",
             "aot_compile_hash_factors(self.vllm_config)",
             "self.was_aot_compile_fn_loaded_from_disk = True",
             "if self.compiled:",
