@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from pilothouse.core.directions import Direction
 from pilothouse.core.messages import ReadoutLoad, RequestOrders, SlotLoad, StepOrders, WireEdit, WireSpan, WireStep
 from pilothouse.engine.batch import Batch
 from pilothouse.engine.board import Board
+from pilothouse.engine.holdings import Heard, Stretches
 from pilothouse.engine.sites import Site, StepBuffers
 from pilothouse.engine.spans import Ints
 
@@ -98,6 +101,7 @@ def test_a_batch_that_goes_on_is_as_if_it_had_been_mapped_anew(
 ) -> None:
     boards = make_board(), make_board()
     live = {f"r{i}": 0 for i in range(len(first))}
+    known: dict[Board, Stretches] = {}
     for board in boards:
         board.obey(StepOrders(requests={f"r{i}": orders_of(i, plan) for i, plan in enumerate(first)}))
     began = len(first)
@@ -119,7 +123,7 @@ def test_a_batch_that_goes_on_is_as_if_it_had_been_mapped_anew(
         if not live:
             continue
         computed = np.array(list(live.values()), dtype=np.int64)
-        seen = []
+        seen: list[list[Any]] = []
         for board in boards:
             if orders is not None:
                 board.obey(orders)
@@ -130,9 +134,20 @@ def test_a_batch_that_goes_on_is_as_if_it_had_been_mapped_anew(
             readings = board.readings()
             buffers = board.buffers
             seen.append([buffers.rows.tolist(), buffers.chains.tolist(), buffers.gains.tolist()])
-            if readings is not None:
-                named = (readings.starts, readings.counts, readings.edited, readings.scored, readings.scores)
-                seen[-1] += [readings.request_ids, *(array.tolist() for array in named)]
+            if readings is None:
+                continue
+            # As the scheduler gets it: a batch that goes on is not described again.
+            arrived = pickle.loads(pickle.dumps(readings))
+            assert arrived.said == (not arrived.request_ids)
+            if not arrived.said:
+                known[board] = Stretches(arrived, {})
+            of = known[board]
+            assert of.batch == arrived.batch
+            heard = Heard(of, arrived.advanced, arrived.scores)
+            for k, name in enumerate(of.request_ids):
+                edited = [of.n_edited(k, n) for n in range(of.counts[k] + 1)]
+                start, read_from = of.starts[k] + heard.advanced, heard.first(k)
+                seen[-1].append([name, start, edited, read_from, heard.read(k, of.scored[k]).tolist()])
         assert seen[0] == seen[1]
         for name, count in zip(list(live), counts, strict=True):
             live[name] += int(count)
@@ -150,9 +165,15 @@ def test_decoding_maps_its_batch_once_until_something_changes(monkeypatch: pytes
         return real(request_ids, counts, computed)
 
     monkeypatch.setattr(board, "_mapped", noted)
+    described = []
     for position in range(10, 40):
         board.map_tokens(["a", "b"], np.array([1, 1]), np.array([position, position + 5]))
-    assert mapped == [10, 20]
+        readings = board.readings()
+        assert readings is not None
+        if not readings.said:
+            described.append(position)
+        assert readings.starts.tolist() == [position, position + 5]
+    assert mapped == described == [10, 20]
 
 
 def test_stages_hand_their_readouts_on_and_nothing_of_an_earlier_step() -> None:

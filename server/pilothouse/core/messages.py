@@ -8,7 +8,7 @@ under `READING_KEY`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import msgspec
@@ -235,6 +235,9 @@ class StepReadings:
     the scheduler alone knows which of them were drafts that have been rejected. The readouts of its last scored[k]
     positions are rows sum(scored[:k]) onward of scores, [sum of scored, readout columns] float32. cost: of this step,
     and of the preparations of such before it as ran no request with a plan.
+
+    batch: a number for all but the scores and the cost, which steps have in common that repeat one another `advanced`
+    positions further; said: the scheduler has been told what it stands for, and is not sent it again.
     """
 
     request_ids: list[str]
@@ -244,3 +247,18 @@ class StepReadings:
     scored: npt.NDArray[np.int64]
     scores: Float32
     cost: StepCost = field(default_factory=StepCost)
+    batch: int = 0
+    advanced: int = 0
+    said: bool = False
+
+    def __reduce__(self) -> tuple[object, ...]:
+        if self.said:
+            return _repeated, (self.scores, self.cost, self.batch, self.advanced)
+        return StepReadings, tuple(getattr(self, part.name) for part in fields(self))
+
+
+_NOTHING: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
+
+
+def _repeated(scores: Float32, cost: StepCost, batch: int, advanced: int) -> StepReadings:
+    return StepReadings([], _NOTHING, _NOTHING, _NOTHING > 0, _NOTHING, scores, cost, batch, advanced, said=True)

@@ -4,6 +4,7 @@ Decoding repeats a batch: the same requests, each one token further. As long as 
 row, its steps or the reading of it change, everything but the positions stays, and a step costs two comparisons.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -50,6 +51,9 @@ class Batch:
         self.reads_any = bool(reads.any())
         self.needed = needed
         self._steps_left = steps_left
+        self._number, self._advanced = next(_numbers), 0
+        self.said = False
+        """Whether the scheduler has been told of this batch."""
 
     @property
     def planned(self) -> bool:
@@ -66,6 +70,7 @@ class Batch:
         ):
             return False
         self._steps_left -= 1
+        self._advanced += 1
         # Not in place: readings on their way still name the old ones.
         self.computed, self.positions = computed, self.positions + 1
         return True
@@ -80,11 +85,15 @@ class Batch:
             scored=self._scored,
             scores=NO_SCORES,
             cost=NO_COST,
+            batch=self._number,
+            advanced=self._advanced,
+            said=self.said,
         )
 
 
 NO_SCORES: Float32 = np.empty((0, 0), dtype=np.float32)
 NO_COST = StepCost()
+_numbers = itertools.count(1)
 
 
 def steps_until_change(spans: SpanTable, token_lines: Ints, positions: Ints) -> int:

@@ -181,7 +181,7 @@ class Board:
             return None
         prepared, self._prepared = self._prepared, 0.0
         scores = self.buffers.scores[: len(step.positions)] if step.reads_any else None
-        return PendingReadings(step.readings(), scores, step.reads, prepared, began)
+        return PendingReadings(step, scores, prepared, began)
 
     def take_captures(self) -> dict[str, dict[int, Float32]]:
         """The streams kept since the last call: by request and layer, [n_tokens, d_model] float32."""
@@ -269,17 +269,15 @@ class PendingReadings:
 
     def __init__(
         self,
-        readings: StepReadings,
+        batch: Batch,
         scores: torch.Tensor | None,
-        reads: npt.NDArray[np.bool_] | None,
         prepared: float,
         began: float,
     ) -> None:
-        """scores: [n_tokens, readout columns] of the step's tokens, None where none is wanted; reads: which of these
-        rows are sent back, None for all; prepared: seconds that it took to prepare the step; began: when reading did,
-        by the performance counter."""
-        self._readings = readings
-        self._reads = reads
+        """scores: [n_tokens, readout columns] of the step's tokens, None where none is wanted; prepared: seconds that
+        it took to prepare the step; began: when reading did, by the performance counter."""
+        self._batch = batch
+        self._readings = batch.readings()
         self._copied: torch.cuda.Event | None = None
         # On the CPU a clone: the next step overwrites the scores. From a GPU this is a queued copy to pinned memory.
         self._scores = None if scores is None else scores.to("cpu", non_blocking=True, copy=True)
@@ -295,6 +293,7 @@ class PendingReadings:
         began = perf_counter()
         if self._scores is not None:
             scores = self._scores.numpy()
-            self._readings.scores = scores if self._reads is None else scores[self._reads]
+            self._readings.scores = scores if self._batch.reads is None else scores[self._batch.reads]
+        self._batch.said = True
         self._readings.cost = self._cost.plus(StepCost(read=perf_counter() - began))
         return self._readings

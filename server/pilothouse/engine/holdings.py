@@ -54,104 +54,97 @@ class Refusal:
     lack: Lack
 
 
-class Heard:
-    """One step's readings, cut up by request once for all of them.
+class Stretches:
+    """What a step ran, cut up by request: lists, one entry a request. Steps that repeat one another share it.
 
-    rejected: of how many draft tokens, the last ones of each request, the step ran in vain. They are not part of the
-    sequence, so nothing of them is counted, looked at or sent.
+    Request k ran counts[k] positions from starts[k]; the readouts of its positions from firsts[k] on are scored[k] rows
+    of the step's from rows[k] on. rejected: of how many draft tokens, the last ones of each request, the step ran in
+    vain. They are not part of the sequence, so nothing of them is counted, looked at or sent.
     """
 
     def __init__(self, readings: StepReadings, rejected: Mapping[str, int]) -> None:
-        self.scores = readings.scores
-        self.edited = readings.edited
-        # Most steps edit all of their tokens or none: then nobody need count them request by request.
-        self._all_edited: bool | None = None
-        if len(self.edited) and (self.edited.all() or not self.edited.any()):
-            self._all_edited = bool(self.edited[0])
-        begins = (np.cumsum(readings.counts) - readings.counts).tolist()
-        rows = (np.cumsum(readings.scored) - readings.scored).tolist()
-        numbers = (readings.starts.tolist(), readings.counts.tolist(), readings.scored.tolist(), begins, rows)
-        self.parts: dict[str, Part] = {}
-        for request_id, start, count, n_scored, begin, row in zip(readings.request_ids, *numbers, strict=True):
-            surplus = rejected.get(request_id, 0) if rejected else 0
-            first = start + count - n_scored
-            self.parts[request_id] = Part(self, start, count - surplus, begin, first, max(n_scored - surplus, 0), row)
+        self.request_ids = readings.request_ids
+        self.batch = readings.batch
+        surplus = [rejected.get(request_id, 0) for request_id in self.request_ids]
+        self.starts: list[int] = (readings.starts - readings.advanced).tolist()
+        self.firsts: list[int] = (readings.starts - readings.advanced + readings.counts - readings.scored).tolist()
+        self.rows: list[int] = (np.cumsum(readings.scored) - readings.scored).tolist()
+        self.counts: list[int] = (readings.counts - surplus).tolist()
+        self.scored: list[int] = np.maximum(readings.scored - surplus, 0).tolist()
+        self._edited = readings.edited
+        self._begins: list[int] = (np.cumsum(readings.counts) - readings.counts).tolist()
+        self._n_edited = [self._count(k, n) for k, n in enumerate(self.counts)]
 
-    def n_edited(self, begin: int, count: int) -> int:
-        """How many of `count` positions, the first of them number `begin` of the step's, were edited."""
-        if self._all_edited is not None:
-            return count if self._all_edited else 0
-        return int(self.edited[begin : begin + count].sum())
+    def n_edited(self, k: int, n: int) -> int:
+        """How many of the first `n` positions of request `k` were edited."""
+        return self._n_edited[k] if n == self.counts[k] else self._count(k, n)
+
+    def _count(self, k: int, n: int) -> int:
+        return int(np.count_nonzero(self._edited[self._begins[k] : self._begins[k] + n]))
 
 
-class Part(NamedTuple):
-    """What a step reports of one request: positions [start, start + n), number `begin` of the step's and onward;
-    readouts of the positions [first, first + n_scored), which are the step's rows from `row` on."""
+class Heard(NamedTuple):
+    """The readings of one step: `of`, `advanced` positions further, with these scores [rows, readout columns]."""
 
-    step: Heard
-    start: int
-    n: int
-    begin: int
-    first: int
-    n_scored: int
-    row: int
+    of: Stretches
+    advanced: int
+    scores: Float32
 
-    def rows(self, columns: tuple[int, ...]) -> Float32:
-        """The readouts [n_scored, len(columns)]."""
-        return self.all_columns[:, columns]
+    def first(self, k: int) -> int:
+        """The first position of request `k` that was read."""
+        return self.of.firsts[k] + self.advanced
 
-    @property
-    def all_columns(self) -> Float32:
-        """The readouts [n_scored, readout columns of the engine]."""
-        return self.step.scores[self.row : self.row + self.n_scored]
-
-    def cut(self, end: int) -> "Part":
-        """The same without positions from `end` on."""
-        n = min(self.n, max(end - self.start, 0))
-        return self._replace(n=n, n_scored=min(self.n_scored, max(end - self.first, 0)))
+    def read(self, k: int, n: int) -> Float32:
+        """The readouts [n, readout columns] of the first n positions of request `k` that were read."""
+        return self.scores[self.of.rows[k] : self.of.rows[k] + n]
 
 
 @dataclass
 class Buffer:
     """Readings of a request that have not been sent: `kept`, readouts [n, readouts of the request] of its first
-    positions, from the store beside the prefix cache; `parts`, of steps, in their order.
+    positions, from the store beside the prefix cache; `parts`, of steps, in their order, with its number in each.
 
-    columns: where its readouts are; gather: they may wait until the request ends.
+    columns: where its readouts are; gather: they may wait until the request ends; end: no position from here on is part
+    of the sequence.
     """
 
     columns: tuple[int, ...]
     gather: bool
     kept: list[Float32] = field(default_factory=list)
-    parts: list[Part] = field(default_factory=list)
+    parts: list[tuple[Heard, int]] = field(default_factory=list)
     cached: int = 0
+    end: int = END
 
     @property
     def due(self) -> bool:
         """Whether it goes with the next output, though the request has not ended."""
         return not self.gather or len(self.parts) >= GATHERED
 
-    def cut(self, end: int) -> None:
-        """Forget positions from `end` on: the sequence has ended before them."""
-        self.parts = [part.cut(end) for part in self.parts if part.start < end]
-
     def encode(self, cost: StepCost) -> bytes:
         """As it travels to the API process, with what the steps of all requests have cost since one last did."""
         runs: list[tuple[int, int, int]] = []
         scored = [(0, len(rows)) for rows in self.kept]
-        for part in self.parts:
-            edited = part.step.n_edited(part.begin, part.n)
-            if runs and part.start == runs[-1][0] + runs[-1][1]:
-                start, count, before = runs[-1]
-                runs[-1] = (start, count + part.n, before + edited)
-            else:
-                runs.append((part.start, part.n, edited))
-            if not part.n_scored:
+        tables = []
+        for heard, k in self.parts:
+            of = heard.of
+            start, first = of.starts[k] + heard.advanced, heard.first(k)
+            n = min(of.counts[k], self.end - start)
+            if n <= 0:
                 continue
-            if scored and part.first == sum(scored[-1]):
-                scored[-1] = (scored[-1][0], scored[-1][1] + part.n_scored)
+            edited = of.n_edited(k, n)
+            if runs and start == runs[-1][0] + runs[-1][1]:
+                begun, before, edited_before = runs[-1]
+                runs[-1] = (begun, before + n, edited_before + edited)
             else:
-                scored.append((part.first, part.n_scored))
-        tables = [part.all_columns for part in self.parts if part.n_scored]
+                runs.append((start, n, edited))
+            n_scored = min(of.scored[k], self.end - first)
+            if n_scored <= 0:
+                continue
+            tables.append(heard.read(k, n_scored))
+            if scored and first == scored[-1][0] + scored[-1][1]:
+                scored[-1] = (scored[-1][0], scored[-1][1] + n_scored)
+            else:
+                scored.append((first, n_scored))
         rows = [*self.kept, np.concatenate(tables)[:, self.columns]] if tables else self.kept
         scores = b"".join(np.ascontiguousarray(table).tobytes() for table in rows)
         return reading_encoder.encode(Reading(tuple(runs), tuple(scored), scores, self.cached, cost))

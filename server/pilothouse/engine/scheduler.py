@@ -31,7 +31,7 @@ from pilothouse.core.messages import (
 )
 from pilothouse.core.plans import END
 from pilothouse.engine.directions import DirectionStore
-from pilothouse.engine.holdings import Buffer, Heard, Held, Lack, Refusal
+from pilothouse.engine.holdings import Buffer, Heard, Held, Lack, Refusal, Stretches
 from pilothouse.engine.prefix_cache import install_edit_keys, plan_of
 from pilothouse.engine.runner import layout_of
 from pilothouse.engine.score_store import BlockCollector, ScoreStore
@@ -61,6 +61,7 @@ class SteeringScheduler(_Base):
         self.pilothouse_directions = DirectionStore()
         self.pilothouse_faults = 0
         self._cost = StepCost()
+        self._stretches: Stretches | None = None
         self._held: dict[str, Held] = {}
         self._pinned: dict[str, set[bytes]] = {}
         self._refused: dict[str, Refusal] = {}
@@ -123,7 +124,7 @@ class SteeringScheduler(_Base):
         buffer = self._buffers.get(request.request_id)
         if stopped and buffer is not None:
             # Accepted drafts may lie behind the end; the last token itself is never fed back.
-            buffer.cut(request.num_tokens - 1)
+            buffer.end = request.num_tokens - 1
         return new_token_ids, stopped
 
     def _handle_blocked_waiting_request(self, request: Any) -> bool:
@@ -300,16 +301,23 @@ class SteeringScheduler(_Base):
         """Take in what a step ran; rejected: of how many draft tokens, the last ones of each request, it did so in
         vain."""
         self._cost = self._cost.plus(readings.cost)
-        for request_id, part in Heard(readings, rejected).parts.items():
+        if not readings.said:
+            self._stretches = Stretches(readings, rejected)
+        of = self._stretches
+        if of is None or of.batch != readings.batch:
+            # What was read cannot be told apart: the client will report the gap.
+            return
+        heard = Heard(of, readings.advanced, readings.scores)
+        for k, request_id in enumerate(of.request_ids):
             held = self._held.get(request_id)
             if held is None:
                 continue
-            self._buffer_of(request_id, held).parts.append(part)
-            if part.n_scored and (held.plan.stops or held.collector is not None):
-                rows = part.rows(held.columns)
-                held.look(part.first, rows)
+            self._buffer_of(request_id, held).parts.append((heard, k))
+            if of.scored[k] and (held.plan.stops or held.collector is not None):
+                rows = heard.read(k, of.scored[k])[:, held.columns]
+                held.look(heard.first(k), rows)
                 if held.collector is not None:
-                    held.collector.add(part.first, rows, self.requests[request_id].block_hashes)
+                    held.collector.add(heard.first(k), rows, self.requests[request_id].block_hashes)
 
     def _buffer_of(self, request_id: str, held: Held) -> Buffer:
         buffer = self._buffers.get(request_id)
