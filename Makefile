@@ -52,9 +52,9 @@ matrix: setup-test ## every cell of tests/matrix; writes its manifest and the RE
 rehearsal: setup ## which seams VLLM=0.33.0 moves; its source is read, nothing is installed
 	$(BIN)/python requirements/rehearse.py $(VLLM)
 
-bench: setup ## what steering and probing cost, against plain vLLM
+bench: setup ## what steering and probing cost, against plain vLLM, in half an hour (ARGS=--full: everything)
 	@mkdir -p bench
-	$(BIN)/pilothouse bench --json bench/results.json $(ARGS)
+	$(BIN)/pilothouse bench --json bench/results.json --report bench/report.md $(ARGS)
 
 bench-records: setup ## what keeping records costs a request: healthy, slow, dead
 	@mkdir -p bench

@@ -12,9 +12,12 @@ import torch
 from api_support.artefacts import ADMIN, write_all
 from api_support.client import HEADERS, connect, strict_json
 from api_support.fake_engine import CHAT, Behaviour, FakeServer, steps
+from vllm.entrypoints.openai.chat_completion import protocol as chats
+from vllm.entrypoints.openai.completion import protocol as completions
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import GenerationError
 
+from pilothouse.api.events import lone_choice
 from pilothouse.core.config import EngineLayout
 from pilothouse.core.plans import edit_spans
 from pilothouse.core.serving import RequestSession
@@ -153,3 +156,15 @@ def test_default_probes_are_given_up_for_a_prompt_of_embeddings_and_asked_ones_a
     assert (session.decorate(0), session.token_scores(0), session.rewrite_event(event)) == ({}, [], event)
     assert server.extension.open({"probes": ["truthfulness"]}, "/v1/completions", "tiny").asked
     assert not server.extension.open({"probes": []}, "/v1/completions", "tiny").asked
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_an_event_of_vllms_need_not_be_read_whole(chat: bool) -> None:
+    common: dict[str, Any] = {"index": 3, "logprobs": None, "finish_reason": None, "token_ids": None}
+    if chat:
+        choice = chats.ChatCompletionResponseStreamChoice(delta=chats.DeltaMessage(content="a"), **common)
+        chunk = chats.ChatCompletionStreamResponse(choices=[choice], model="tiny")
+    else:
+        choice = completions.CompletionResponseStreamChoice(text="a", stop_reason=None, **common)
+        chunk = completions.CompletionStreamResponse(choices=[choice], model="tiny")
+    assert lone_choice(f"data: {chunk.model_dump_json(exclude_unset=True)}\n\n") == 3

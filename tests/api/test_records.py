@@ -173,6 +173,14 @@ def test_the_store_is_bounded() -> None:
         store.read("")
 
 
+def test_a_record_holds_no_number_that_json_has_not() -> None:
+    store = ResultsStore()
+    body = {"nan": math.nan, "inf": [math.inf, -math.inf, 0.1, 1e22], "word": "\u2028é"}
+    store.observe(RequestOutcome("a", "tiny", CHAT, "none", (), 0.0, (), (body,)))
+    (choice,) = strict_json(store.read("a"))["choices"]
+    assert choice == {"nan": None, "inf": [None, None, 0.1, 1e22], "word": "\u2028é"}
+
+
 def test_a_store_of_no_records_keeps_none() -> None:
     store = ResultsStore(max_records=0)
     store.observe(outcome("a"))

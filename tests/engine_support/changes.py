@@ -56,7 +56,8 @@ def gate_margin(plan: Plan, seen: Float64) -> float:
     for edit in plan.edits:
         if edit.gate is not None:
             levels = seen[1:, gate_number(edit.gate, plan)]
-            margins.append(np.abs(levels - edit.gate.level).min(initial=np.inf) / (levels.std() or 1.0))
+            if len(levels):
+                margins.append(np.abs(levels - edit.gate.level).min() / (levels.std() or 1.0))
     return float(min(margins))
 
 

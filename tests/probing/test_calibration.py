@@ -15,7 +15,10 @@ def test_extreme_logits_neither_overflow_nor_lose_their_order() -> None:
     assert scores.tolist() == pytest.approx([0, math.exp(-700), math.exp(-40), 0.5, 1, 1, 1], rel=1e-12)
 
 
-@pytest.mark.parametrize("calibration", [None, Platt(a=1.0, b=0.0), Isotonic(x=(0.0, 1.0), y=(0.0, 1.0))])
+@pytest.mark.parametrize(
+    "calibration",
+    [None, Platt(a=1.0, b=0.0), Isotonic(x=(0.0, 1.0), y=(0.0, 1.0)), Isotonic(x=(0.0,), y=(0.5,))],
+)
 def test_what_was_not_scored_stays_so(calibration: Platt | Isotonic | None) -> None:
     assert np.isnan(calibrate(calibration, [np.nan])).all()
 

@@ -61,6 +61,28 @@ def rolling_mean(logits: Float64) -> Float64:
     return np.asarray((sums[ends] - sums[starts]) / (ends - starts), dtype=np.float64)
 
 
+def moving_averages(rows: Float64) -> Float64:
+    """`moving_average` of each of the rows [k, n], to the last bit."""
+    k, n = rows.shape
+    if not k or not n:
+        return rows
+    before = np.repeat(rows[:, :1], _EMA_TAPS - 1, axis=1)
+    padded = np.concatenate([before, rows], axis=1)
+    # One call for all rows, behind one another; what reaches from a row into the next is left out.
+    averages = np.convolve(padded.ravel(), _EMA_KERNEL, mode="valid")
+    whole: Float64 = np.concatenate([averages, np.zeros(_EMA_TAPS - 1)]).reshape(k, -1)
+    return whole[:, :n]
+
+
+def rolling_means(rows: Float64) -> Float64:
+    """`rolling_mean` of each of the rows [k, n], to the last bit."""
+    k, n = rows.shape
+    sums = np.concatenate([np.zeros((k, 1)), np.cumsum(rows, axis=1)], axis=1)
+    ends = np.arange(1, n + 1)
+    starts = np.maximum(ends - ROLLING_WINDOW, 0)
+    return np.asarray((sums[:, ends] - sums[:, starts]) / (ends - starts), dtype=np.float64)
+
+
 def summarise(
     logits: Float32, prompt_end: float | None, alarm: Alarm, flag: Callable[[Float64], npt.NDArray[np.bool_]]
 ) -> ProbeStats:

@@ -55,7 +55,7 @@ class Isotonic(BaseModel):
 
     def apply(self, logits: Float64) -> Float64:
         """Probabilities of the probe's label; NaN stays NaN."""
-        return np.interp(logits, self.x, self.y)
+        return interpolate(logits, np.array(self.x), np.array(self.y))
 
 
 class Rectified(BaseModel):
@@ -104,6 +104,13 @@ def logit_at(calibration: AnyCalibration | None, score: float, above: bool) -> f
         middle = (near + far) / 2
         near, far = (near, middle) if beyond(middle) else (middle, far)
     return near
+
+
+def interpolate(logits: Float64, x: Float64, y: Float64) -> Float64:
+    """Linear between the knots (x, y), constant beyond the outermost; NaN stays NaN."""
+    found = np.interp(logits, x, y)
+    # Where there is one knot only, NumPy takes NaN for it.
+    return found if len(x) > 1 else np.where(np.isnan(logits), np.nan, found)
 
 
 def sigmoid(logits: Float64) -> Float64:

@@ -5,6 +5,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from pilothouse.api.names import quote
 from pilothouse.core.errors import NotFound
 from pilothouse.core.record_body import record_body
@@ -74,4 +76,4 @@ def newest(records: Sequence[bytes]) -> bytes:
 
 
 def _encoded(record: dict[str, Any]) -> bytes:
-    return json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    return msgspec.json.encode(record)

@@ -1,8 +1,9 @@
 """From the readouts of one sequence to what clients see of them: logits, scores, statistics, and why one is missing."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from pilothouse.core.records import ABORTED, Activity, ProbeOutcome
 from pilothouse.core.sites import Float32
 from pilothouse.core.tracks import ChoiceTrack
 from pilothouse.probing import Probe, ProbeStats
+from pilothouse.probing.panel import panel_of
 from pilothouse.probing.words import past, telling
 
 Decode = Callable[[int], str]
@@ -47,33 +49,38 @@ def number(value: float | None) -> float | None:
 
 def numbers(values: Float32) -> list[float | None]:
     """Every entry as `number`."""
-    return [x if math.isfinite(x) else None for x in values.tolist()]
+    found: list[float | None] = values.tolist()
+    for i in np.flatnonzero(~np.isfinite(values)).tolist():
+        found[i] = None
+    return found
 
 
 @dataclass(frozen=True)
 class Report:
-    """One probe on one finished sequence. logits and scores have one entry a generated token, NaN where unscored."""
+    """One probe on one finished sequence. logits have one entry a generated token, NaN where unscored.
+
+    prompt_end_score: the risk before anything is generated: a token's score, unless the probe is made for the prompt's
+    end; index: of the probe, in `all_scores` [P, n] too, which are made once they are asked for.
+    """
 
     probe: Probe
+    index: int
     logits: Float32
-    scores: Float32
+    all_scores: Callable[[], Float32]
     stats: ProbeStats
     score: float | None
     flagged: bool
     n_scored: int
     reason: str | None
+    prompt_end_score: float | None
 
     @property
-    def prompt_end_score(self) -> float | None:
-        """The risk before anything is generated: a token's score, unless the probe is made for the prompt's end."""
-        if self.probe.aggregate == "prompt_end":
-            return self.score
-        logit = number(self.stats.prompt_end)
-        if logit is None:
-            return None
-        return number(float(token_scores(self.probe, np.array([logit], dtype=np.float32))[0]))
+    def scores(self) -> Float32:
+        """Each generated token's own score, NaN where unscored."""
+        scores: Float32 = self.all_scores()[self.index]
+        return scores
 
-    @property
+    @cached_property
     def level(self) -> str | None:
         """The word for the score."""
         return self.probe.level(self.score)
@@ -95,34 +102,47 @@ class Report:
         )
 
     def _activity(self) -> Activity:
-        known = self.scores[np.isfinite(self.scores)]
+        scores = self.scores
+        known = scores[np.isfinite(scores)]
         return Activity(int((known > 0).sum()), float(known.sum()))
 
 
 class ChoiceScores:
-    """The readouts of one sequence under its probes. Readout k of the track belongs to probe k."""
+    """The readouts of one sequence under its P probes. Readout k of the track belongs to probe k."""
 
     def __init__(self, track: ChoiceTrack, prompt_ids: Sequence[int], probes: Sequence[Probe]) -> None:
         self.track = track
         self.probes = probes
+        self.names = [probe.name for probe in probes]
+        self._panel = panel_of(probes)
         self._prompt_ids = prompt_ids
 
-    def logits(self, start: int, stop: int) -> list[Float32]:
-        """For each probe, the logits at absolute positions [start, stop); NaN where none is known."""
-        raw = self.track.scores(start, stop)
-        found = []
-        for k, probe in enumerate(self.probes):
-            logits = np.asarray(probe.logits(raw[:, k]), dtype=np.float32)
-            found.append(np.where(np.isfinite(logits), logits, np.float32(np.nan)))
-        return found
+    def logits(self, start: int, stop: int) -> Float32:
+        """The logits [stop - start, P] at absolute positions [start, stop); NaN where none is known."""
+        # Behind those of the probes there may be readouts that only gates look at.
+        return self._panel.logits(self.track.scores(start, stop)[:, : len(self.probes)])
 
-    def generated(self, start: int, stop: int) -> list[Float32]:
+    def generated(self, start: int, stop: int) -> Float32:
         """As `logits`, counted in generated tokens; the last token that there is so far is NaN whatever ran."""
         first = self.track.n_prompt
         found = self.logits(first + start, first + stop)
         last = len(self.track.token_ids) - 1
-        for logits in found:
-            logits[max(last - start, 0) :] = np.nan
+        if last < stop:
+            found[max(last - start, 0) :] = np.nan
+        return found
+
+    def token_scores(self, logits: Float32) -> Float32:
+        """Each probe's score of each token [n, P], of logits [n, P]; NaN where the logit is."""
+        return self._panel.token_scores(logits)
+
+    def entries(self, start: int, stop: int) -> list[dict[str, Any] | None]:
+        """For each of the generated tokens its logit and score by probe, None where no probe has one."""
+        logits = self.generated(start, stop)
+        found = []
+        for row, scores in zip(logits, self.token_scores(logits), strict=True):
+            known = zip(self.names, numbers(row), numbers(scores), strict=True)
+            entry = {name: {"logit": logit, "score": score} for name, logit, score in known if logit is not None}
+            found.append(entry or None)
         return found
 
     def reports(self, error: str | None = None, gap: bool = False) -> list[Report]:
@@ -130,17 +150,30 @@ class ChoiceScores:
 
         error: why the request failed, if it did; gap: the engine left something out, so that no score can be given.
         """
-        n = self.track.n_prompt
-        prompt_ends = self.logits(n - 1, n)
-        per_probe = zip(self.probes, self.generated(0, len(self.track.token_ids)), prompt_ends, strict=True)
+        if not self.probes:
+            return []
+        panel, n = self._panel, self.track.n_prompt
+        logits, ends = self.generated(0, len(self.track.token_ids)), self.logits(n - 1, n)
+        stats = panel.stats(logits, numbers(ends[0]))
+        wholes = [None if gap else number(score) for score in panel.scores(stats)]
+        scores = cache(lambda: np.ascontiguousarray(panel.token_scores(logits).T))
+        columns = zip(
+            self.probes,
+            np.ascontiguousarray(logits.T),
+            stats,
+            wholes,
+            panel.flagged(wholes),
+            np.isfinite(logits).sum(axis=0).tolist(),
+            numbers(panel.token_scores(ends)[0]),
+            strict=True,
+        )
         found = []
-        for probe, logits, end in per_probe:
-            stats = probe.stats(logits, number(float(end[0])))
-            score = None if gap else number(probe.score(stats))
+        for k, (probe, row, its_stats, score, flagged, n_scored, end) in enumerate(columns):
             reason = None
             if score is None:
                 reason = ENGINE_GAP if gap else self._why_unscored(probe, error)
-            found.append(_report(probe, logits, stats, score, reason))
+            end = score if probe.aggregate == "prompt_end" else end
+            found.append(Report(probe, k, row, scores, its_stats, score, flagged, n_scored, reason, end))
         return found
 
     def _why_unscored(self, probe: Probe, error: str | None) -> str:
@@ -154,34 +187,32 @@ class ChoiceScores:
                 return "one_generated_token"
         return NOT_FINITE
 
-    def generated_entries(self, report: Report, decode: Decode) -> list[dict[str, Any]]:
-        """`tokens`: one entry for each generated token, the last one null by contract."""
+    def generated_entries(self, reports: Sequence[Report], decode: Decode) -> Iterable[list[dict[str, Any]]]:
+        """`tokens` of each report: one entry for each generated token, the last one null by contract."""
         ids = self.track.token_ids
-        entries = []
-        for j, (logit, score) in enumerate(zip(numbers(report.logits), numbers(report.scores), strict=True)):
-            entry: dict[str, Any] = {"token": decode(ids[j]), "token_id": ids[j], "logit": logit, "score": score}
-            if logit is None and j < len(ids) - 1:
-                entry["reason"] = self._why_missing(self.track.n_prompt + j)
-            entries.append(entry)
-        return entries
+        words = list(map(decode, ids))
+
+        @cache
+        def why(j: int) -> str | None:
+            return self._why_missing(self.track.n_prompt + j) if j < len(ids) - 1 else None
+
+        return (_listed(words, ids, report.logits, report.scores, why) for report in reports)
 
     def prompt_entries(self, decode: Decode, bos: int | None) -> Mapping[str, list[dict[str, Any]]]:
         """`prompt_tokens` of each probe by its name. The beginning-of-sequence token is never scored."""
-        found = {}
-        for probe, logits in zip(self.probes, self.logits(0, self.track.n_prompt), strict=True):
-            has_bos = bos is not None and self._prompt_ids[0] == bos
-            if has_bos:
-                logits[0] = np.nan
-            scores = token_scores(probe, logits)
-            entries = []
-            for p, (logit, score) in enumerate(zip(numbers(logits), numbers(scores), strict=True)):
-                token = self._prompt_ids[p]
-                entry: dict[str, Any] = {"token": decode(token), "token_id": token, "logit": logit, "score": score}
-                if logit is None:
-                    entry["reason"] = "bos" if has_bos and p == 0 else self._why_missing(p)
-                entries.append(entry)
-            found[probe.name] = entries
-        return found
+        ids = self._prompt_ids
+        words = list(map(decode, ids))
+        logits = self.logits(0, self.track.n_prompt)
+        has_bos = bos is not None and ids[0] == bos
+        if has_bos:
+            logits[0] = np.nan
+
+        @cache
+        def why(p: int) -> str:
+            return "bos" if has_bos and p == 0 else self._why_missing(p)
+
+        columns = zip(self.names, logits.T, self.token_scores(logits).T, strict=True)
+        return {name: _listed(words, ids, row, scores, why) for name, row, scores in columns}
 
     def _why_missing(self, position: int) -> str:
         if self.track.scored.count(position, position + 1):
@@ -191,25 +222,18 @@ class ChoiceScores:
         return "not_forwarded"
 
 
-def _report(probe: Probe, logits: Float32, stats: ProbeStats, score: float | None, reason: str | None) -> Report:
-    return Report(
-        probe=probe,
-        logits=logits,
-        scores=token_scores(probe, logits),
-        stats=stats,
-        score=score,
-        flagged=score is not None and probe.flagged(score),
-        n_scored=int(np.isfinite(logits).sum()),
-        reason=reason,
-    )
-
-
-def token_scores(probe: Probe, logits: Float32) -> Float32:
-    """The probe's score of each token; NaN where the logit is."""
-    scores = np.full_like(logits, np.nan)
-    known = np.isfinite(logits)
-    scores[known] = probe.token_scores(logits[known])
-    return scores
+def _listed(
+    words: Sequence[str], ids: Sequence[int], logits: Float32, scores: Float32, why: Callable[[int], str | None]
+) -> list[dict[str, Any]]:
+    """An entry for each token; `why` says, by its place, why it has no logit, None where that goes without saying."""
+    columns = zip(words, ids, numbers(logits), numbers(scores), strict=True)
+    entries: list[dict[str, Any]] = [
+        {"token": word, "token_id": token, "logit": logit, "score": score} for word, token, logit, score in columns
+    ]
+    for j in np.flatnonzero(np.isnan(logits)).tolist():
+        if (reason := why(j)) is not None:
+            entries[j]["reason"] = reason
+    return entries
 
 
 def describe(report: Report, token: Decode) -> dict[str, Any]:

@@ -1,26 +1,19 @@
 """One request from validation to the last byte of its response: what the engine's handlers ask of the API room."""
 
-import json
 import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
+from pilothouse.api.events import DONE, ERROR, goes_on, has_logprobs, lone_choice, read, tells_finish, with_key, written
+from pilothouse.api.feed import ScoreFeed
 from pilothouse.api.names import PROBES, STEERING
 from pilothouse.api.plans import Ask
 from pilothouse.api.receipts import count_open, receipts, tokens_edited
-from pilothouse.api.scoring import (
-    ADHOC,
-    FAILED,
-    ChoiceScores,
-    Decode,
-    Report,
-    describe,
-    numbers,
-    token_scores,
-)
+from pilothouse.api.scoring import ADHOC, FAILED, ChoiceScores, Decode, Report, describe
 from pilothouse.core.edits import Edit
 from pilothouse.core.errors import EngineGap
 from pilothouse.core.gaps import Gap, asked_for, describe_gaps, find_gaps
@@ -45,14 +38,8 @@ NO_STEERING = "none"
 ReadText = Callable[[Sequence[int]], str]
 """The text of token ids."""
 
-_DONE = "data: [DONE]"
-_DATA = "data: "
-_ERROR = 'data: {"error"'
-
-# Unescaped quotes cannot stand inside a JSON string, so these find keys, never text that a model wrote.
-_FINISH_KEY = '"finish_reason":'
-_UNFINISHED = '"finish_reason":null'
-_LOGPROBS = '"logprobs":{'
+SCORES = "probe_scores"
+"""The key of what is said of tokens while they are streamed."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +60,13 @@ class Surroundings:
 
 @dataclass
 class _Choice:
-    """One generated sequence and how far its scores have been streamed.
-
-    seen: tokens that earlier events announced; sent: tokens whose scores have been streamed; shown: entries of
-    `logprobs.content` that have passed; gaps: what the engine left out, once the sequence has ended; extras: the
-    finished keys, once they were asked for.
+    """One generated sequence. feed: what of its scores has been streamed; gaps: what the engine left out, once the
+    sequence has ended; extras: the finished keys, once they were asked for.
     """
 
     prompt: PromptTrack
     scores: ChoiceScores
-    seen: int = 0
-    sent: int = 0
-    shown: int = 0
+    feed: ScoreFeed
     gaps: tuple[Gap, ...] | None = None
     reports: list[Report] | None = None
     extras: dict[str, Any] | None = None
@@ -110,6 +92,7 @@ class Session:
     def __post_init__(self) -> None:
         self.plan = self.ask.plan
         self._shows = self.ask.steering_given or bool(self.ask.probes)
+        self._streams_scores = self.ask.tokens and bool(self.ask.probes)
 
     @property
     def asked(self) -> str | None:
@@ -127,7 +110,7 @@ class Session:
         self._prompts.append(track)
         for choice in track.choices:
             scores = ChoiceScores(choice, track.prompt_token_ids, self.ask.probes)
-            self._choices.append(_Choice(track, scores))
+            self._choices.append(_Choice(track, scores, ScoreFeed(scores)))
 
     def set_response_id(self, response_id: str) -> None:
         """Remember under which id the record is to be found."""
@@ -147,39 +130,40 @@ class Session:
         if not (self._shows and self.ask.probes):
             return []
         choice = self._choices[index]
-        return self._token_scores(choice, 0, len(choice.scores.track.token_ids))
+        return choice.scores.entries(0, len(choice.scores.track.token_ids))
 
     def new_scores(self, index: int, finished: bool) -> dict[str, Any]:
         """Scores of tokens that were there at the last call; all that are left when the choice has finished."""
-        if not self.ask.tokens:
+        if not self._streams_scores:
             return {}
-        choice = self._choices[index]
-        block = self._new_scores(choice, finished)
-        choice.seen = len(choice.scores.track.token_ids)
-        return block
+        feed = self._choices[index].feed
+        return feed.named(feed.take(finished))
 
     def rewrite_event(self, event: str) -> str:
         """`event` with what is known by now; the same string where there is nothing to add. EngineGap as `decorate`."""
-        if event.startswith(_DONE):
+        if event.startswith(DONE):
             # The record must be there before the client can know that the response has ended.
             if all(choice.scores.track.finish_reason is not None for choice in self._choices):
                 self.close()
             return event
-        if event.startswith(_ERROR):
+        if event.startswith(ERROR):
             # vLLM ends such a stream as it ends any other, so nobody else will say that it failed.
             self._failed = True
-        if not self._shows or _FINISH_KEY not in event:
+        if not self._shows or not tells_finish(event):
             return event
-        logprobs = bool(self.ask.probes) and _LOGPROBS in event
-        if not self.ask.tokens and not logprobs and _only_unfinished(event):
-            return event
-        chunk = json.loads(event[len(_DATA) :])
+        logprobs = bool(self.ask.probes) and has_logprobs(event)
+        if not logprobs and goes_on(event):
+            if not self._streams_scores:
+                return event
+            if (index := lone_choice(event)) is not None:
+                feed = self._choices[index].feed
+                block = feed.take(finished=False)
+                return event if block is None else with_key(event, SCORES, feed.text(block))
+        chunk = read(event)
         changed = False
         for shown in chunk.get("choices") or ():
             changed |= self._fill(shown)
-        if not changed:
-            return event
-        return f"{_DATA}{json.dumps(chunk, ensure_ascii=False, separators=(',', ':'), allow_nan=False)}\n\n"
+        return written(chunk) if changed else event
 
     def close(self, error: str | None = None) -> None:
         """Hand the outcome to the sinks. Later calls change nothing."""
@@ -202,13 +186,12 @@ class Session:
         finished = shown.get("finish_reason") is not None
         before = len(shown)
         changed = self._fill_logprobs(choice, shown.get("logprobs"))
-        if block := self._new_scores(choice, finished):
-            shown["probe_scores"] = block
+        # The first event of a chat announces the role only; its token comes with the next.
+        announces = "role" not in (shown.get("delta") or {})
+        if self._streams_scores and (block := choice.feed.take(finished, announces)) is not None:
+            shown[SCORES] = choice.feed.named(block)
         if finished:
             shown.update(self.decorate(shown["index"]))
-        elif "role" not in (shown.get("delta") or {}):
-            # The first event of a chat announces the role only; its token comes with the next.
-            choice.seen = len(choice.scores.track.token_ids)
         return changed or len(shown) > before
 
     def _fill_logprobs(self, choice: _Choice, logprobs: Any) -> bool:
@@ -216,43 +199,11 @@ class Session:
         if not content:
             return False
         changed = False
-        known = self._token_scores(choice, choice.shown, choice.shown + len(content))
-        for entry, scores in zip(content, known, strict=True):
+        for entry, scores in zip(content, choice.feed.pass_on(len(content)), strict=True):
             if scores is not None:
-                entry["probe_scores"] = scores
+                entry[SCORES] = scores
                 changed = True
-        choice.shown += len(content)
         return changed
-
-    def _new_scores(self, choice: _Choice, finished: bool) -> dict[str, Any]:
-        """Scores of tokens that earlier events announced, as far as there is no hole; all of them at the finish."""
-        if not (self.ask.tokens and self.ask.probes):
-            return {}
-        total = len(choice.scores.track.token_ids)
-        start = choice.sent
-        stop = total if finished else min(choice.seen, total - 1)
-        if stop <= start:
-            return {}
-        logits = choice.scores.generated(start, stop)
-        if not finished:
-            stop = start + min(_known(row) for row in map(numbers, logits))
-            logits = [row[: stop - start] for row in logits]
-        if stop == start:
-            return {}
-        choice.sent = stop
-        return {
-            probe.name: {"start": start, "logits": numbers(row), "scores": numbers(token_scores(probe, row))}
-            for probe, row in zip(self.ask.probes, logits, strict=True)
-        }
-
-    def _token_scores(self, choice: _Choice, start: int, stop: int) -> list[dict[str, Any] | None]:
-        found: list[dict[str, Any]] = [{} for _ in range(start, stop)]
-        for probe, row in zip(self.ask.probes, choice.scores.generated(start, stop), strict=True):
-            pairs = zip(numbers(row), numbers(token_scores(probe, row)), strict=True)
-            for entry, (logit, score) in zip(found, pairs, strict=True):
-                if logit is not None:
-                    entry[probe.name] = {"logit": logit, "score": score}
-        return [entry or None for entry in found]
 
     def _gaps(self, choice: _Choice) -> tuple[Gap, ...]:
         """What the engine left out of a sequence that has ended; nothing is known before that."""
@@ -292,11 +243,12 @@ class Session:
 
     def _probes(self, choice: _Choice) -> dict[str, Any]:
         reports = self._reports(choice)
-        ids, decode = choice.scores.track.token_ids, self.around.decode
+        # Many probes ask for the same words.
+        ids, decode = choice.scores.track.token_ids, cache(self.around.decode)
         shown = {report.probe.name: describe(report, lambda j: decode(ids[j])) for report in reports}
         if self.ask.tokens:
-            for report in reports:
-                shown[report.probe.name]["tokens"] = choice.scores.generated_entries(report, decode)
+            for entry, tokens in zip(shown.values(), choice.scores.generated_entries(reports, decode), strict=True):
+                entry["tokens"] = tokens
         if self.ask.prompt:
             for name, entries in choice.scores.prompt_entries(decode, self.around.bos_token_id).items():
                 shown[name]["prompt_tokens"] = entries
@@ -385,12 +337,3 @@ def steering_label(names: tuple[str, ...], max_names: int) -> str:
     if not names:
         return NO_STEERING
     return ADHOC if ADHOC in names or len(names) > max_names else "+".join(sorted(names))
-
-
-def _only_unfinished(event: str) -> bool:
-    return event.count(_FINISH_KEY) == event.count(_UNFINISHED)
-
-
-def _known(row: list[float | None]) -> int:
-    """How many entries there are before the first missing one."""
-    return next((i for i, value in enumerate(row) if value is None), len(row))

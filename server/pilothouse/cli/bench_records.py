@@ -29,14 +29,15 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from pilothouse.cli.bench_load import Server
-from pilothouse.cli.bench_measure import N_WARM_UP, alone, median_of
+from pilothouse.cli.bench.medians import median_of
+from pilothouse.cli.bench.servers import Server, alone
 from pilothouse.cli.harbor import HARBOR_NAME, harbor_arguments
 from pilothouse.harbor.paths import model_dir, probes_dir
 
 OFF, AGAIN = "off", "off again (A/A)"
 STORES = ("off", "on", "slow", "dead")
 PERCENTILES = {"p50": 50, "p95": 95}
+N_WARM_UP = 2
 
 LOCKED_SECONDS, FREE_SECONDS = 0.9, 0.1
 

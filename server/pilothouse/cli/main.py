@@ -5,7 +5,8 @@ import sys
 import typer
 from rich.console import Console
 
-from pilothouse.cli import bench, bench_records, doctor, evaluate, probes, records, saes, serve, vectors
+from pilothouse.cli import bench_records, doctor, evaluate, probes, records, saes, serve, vectors
+from pilothouse.cli.bench import command
 from pilothouse.core.errors import BadRequest, PilothouseError
 
 app = typer.Typer(
@@ -21,7 +22,7 @@ app.add_typer(saes.app, name="sae", help="Train, label, inspect and convert spar
 app.add_typer(records.app, name="records", help="List, export and trim what a server recorded.")
 app.command("serve", context_settings=serve.CONTEXT)(serve.serve)
 app.command("doctor", context_settings=serve.CONTEXT)(doctor.doctor)
-app.command("bench")(bench.bench)
+app.command("bench")(command.bench)
 app.command("bench-records")(bench_records.bench_records)
 
 

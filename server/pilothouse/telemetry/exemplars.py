@@ -56,9 +56,8 @@ class Exemplars:
         self._lock = threading.Lock()
         self._newest: OrderedDict[Key, Seen] = OrderedDict()
 
-    def keep(self, name: str, labels: Mapping[str, str], seen: Seen) -> None:
-        """`seen` is the newest of the sample `name` with `labels`."""
-        key = key_of(name, labels)
+    def keep(self, key: Key, seen: Seen) -> None:
+        """`seen` is the newest of the sample `key`."""
         with self._lock:
             self._newest[key] = seen
             self._newest.move_to_end(key)

@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from pilothouse.telemetry.exemplars import Exemplars, Seen
+from pilothouse.telemetry.exemplars import Exemplars, Key, Seen, key_of
 from pilothouse.telemetry.families import FAMILIES
 from pilothouse.telemetry.names import ADHOC
 from pilothouse.telemetry.registry_info import COLLECTED
@@ -27,6 +28,21 @@ class Cause:
     time: float = 0.0
 
 
+class _Counted(NamedTuple):
+    """One series of a counter, and which sample it is."""
+
+    series: Counter
+    key: Key
+
+
+class _Scored(NamedTuple):
+    """One series of a histogram of scores, its labels, and which samples its buckets are, by their bounds."""
+
+    series: ScoreHistogram
+    labels: dict[str, str]
+    keys: dict[str, Key]
+
+
 class Instruments:
     """Counts by a metric's name and its label values in order. Threads may share it."""
 
@@ -38,6 +54,9 @@ class Instruments:
         self.counters: dict[str, Counter] = {}
         self.gauges: dict[str, Gauge] = {}
         self._scores: dict[str, ScoreHistogram] = {}
+        # To ask prometheus_client for a series takes longer than to count in it, and no series is ever taken back.
+        self._counted: dict[tuple[str, ...], _Counted] = {}
+        self._scored: dict[tuple[str, ...], _Scored] = {}
         for family in FAMILIES.values():
             what = (family.name, family.help, family.labels)
             if family.kind == "counter":
@@ -53,17 +72,19 @@ class Instruments:
 
     def count(self, name: str, *labels: str, by: float = 1.0, cause: Cause | None = None) -> None:
         """Add to a counter. cause: becomes its exemplar."""
-        self.counters[name].labels(*labels).inc(by)
+        counted = self._counted.get((name, *labels)) or self._count_in(name, labels)
+        counted.series.inc(by)
         if cause is not None and cause.labels:
-            named = dict(zip(FAMILIES[name].labels, labels, strict=True))
-            self.exemplars.keep(name, named, Seen(cause.labels, by, cause.time))
+            self.exemplars.keep(counted.key, Seen(cause.labels, by, cause.time))
 
     def score(self, name: str, *labels: str, value: float, cause: Cause) -> None:
         """Count a score in one of the two histograms of scores, with its exemplar."""
-        bound = self._scores[name].labels(*labels).place(value)
+        scored = self._scored.get((name, *labels)) or self._score_in(name, labels)
+        bound = scored.series.place(value)
         if cause.labels:
-            named = dict(zip(FAMILIES[name].labels, labels, strict=True))
-            self.exemplars.keep(f"{name}_bucket", {**named, "le": bound}, Seen(cause.labels, value, cause.time))
+            if (key := scored.keys.get(bound)) is None:
+                key = scored.keys[bound] = key_of(f"{name}_bucket", {**scored.labels, "le": bound})
+            self.exemplars.keep(key, Seen(cause.labels, value, cause.time))
 
     def strength(self, *labels: str, value: float) -> None:
         """Count how far a vector pushed, in lengths of the stream."""
@@ -79,3 +100,13 @@ class Instruments:
             self._bounds.add(probe, threshold)
         for histogram in self._scores.values():
             histogram.widen()
+
+    def _count_in(self, name: str, labels: tuple[str, ...]) -> _Counted:
+        key = key_of(name, dict(zip(FAMILIES[name].labels, labels, strict=True)))
+        counted = self._counted[name, *labels] = _Counted(self.counters[name].labels(*labels), key)
+        return counted
+
+    def _score_in(self, name: str, labels: tuple[str, ...]) -> _Scored:
+        named = dict(zip(FAMILIES[name].labels, labels, strict=True))
+        scored = self._scored[name, *labels] = _Scored(self._scores[name].labels(*labels), named, {})
+        return scored

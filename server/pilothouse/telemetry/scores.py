@@ -3,6 +3,7 @@
 import threading
 from bisect import bisect_left
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from prometheus_client import Histogram, values
@@ -54,8 +55,11 @@ class ScoreHistogram(Histogram):
     def place(self, amount: float) -> str:
         """Count `amount`; the value of `le` of the bucket it fell into."""
         with self._of_probes.lock:
-            self.observe(amount)
-            return _le(self._upper_bounds[bisect_left(self._upper_bounds, amount)])
+            # As `observe`, which looks at one bound after another.
+            at = bisect_left(self._upper_bounds, amount)
+            self._sum.inc(amount)
+            self._buckets[at].inc(1)
+            return _le(self._upper_bounds[at])
 
     def widen(self) -> None:
         """Give all children the bounds that their probes have got since they were made."""
@@ -84,6 +88,7 @@ class ScoreHistogram(Histogram):
             return super()._child_samples()
 
 
+@lru_cache(maxsize=4096)
 def _le(bound: float) -> str:
     """A bound as prometheus_client writes it."""
     return str(floatToGoString(bound))  # type: ignore[no-untyped-call]

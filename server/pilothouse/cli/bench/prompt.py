@@ -4,7 +4,6 @@ One request at a time on our own server, so that the time of an answer is the ti
 the cache has never seen, then the same one again in every variant, in random order.
 """
 
-import json
 import random
 import statistics
 import time
@@ -12,8 +11,8 @@ from typing import Any
 
 import httpx
 
-from pilothouse.cli.bench_load import Server
-from pilothouse.harbor.paths import model_dir
+from pilothouse.cli.bench.servers import Server
+from pilothouse.cli.bench.shapes import PROMPT_IDS
 
 N_TOKENS = 960
 COLD = "first time, prompt scores kept"
@@ -30,7 +29,7 @@ async def measure_prompt_scores(
     items = []
     async with httpx.AsyncClient(base_url=server.url, timeout=600, trust_env=False) as client:
         for number in range(-2, rounds):
-            prompt = [shuffle.randrange(100, _n_vocabulary()) for _ in range(N_TOKENS)]
+            prompt = shuffle.choices(PROMPT_IDS, k=N_TOKENS)
             variants = [KEPT, RECOMPUTED, CACHED]
             shuffle.shuffle(variants)
             for variant in (COLD, *variants):
@@ -49,6 +48,8 @@ def summarise_prompt_scores(items: list[dict[str, Any]]) -> list[dict[str, Any]]
     """Median milliseconds of each variant, and the median of its ratio to the cached prompt without scores."""
     seconds = {(item["round"], item["variant"]): item["seconds"] for item in items}
     rounds = sorted({item["round"] for item in items})
+    if not rounds:
+        return []
     return [
         {
             "variant": variant,
@@ -66,7 +67,3 @@ def _body(model: str, prompt: list[int], probes: list[str], variant: str, number
         # Nothing was ever cached under this salt: the prompt is forwarded as if its scores had not been kept.
         body["cache_salt"] = f"bench-{number}"
     return body
-
-
-def _n_vocabulary() -> int:
-    return int(json.loads((model_dir() / "config.json").read_text(encoding="utf-8"))["vocab_size"])

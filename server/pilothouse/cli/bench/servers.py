@@ -1,4 +1,4 @@
-"""The servers that a benchmark runs, and the load that it sends them."""
+"""The servers that a benchmark runs: all resident, all but one stopped."""
 
 import asyncio
 import os
@@ -8,37 +8,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, TypeVar
 
 import httpx
 
 from pilothouse.core.errors import StartupError
 
-
-@dataclass(frozen=True)
-class Load:
-    """A burst: `batch` requests at once, `tokens` tokens each, whatever the model would rather say."""
-
-    model: str
-    batch: int
-    tokens: int
-
-    def body(self, number: int) -> dict[str, Any]:
-        """A completion request; prompts differ so that no two share more than their first words."""
-        return {
-            "model": self.model,
-            "prompt": f"Question {number}: what is the capital of the country that comes {number}th?",
-            "max_tokens": self.tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+Name = TypeVar("Name", bound=str)
 
 
 class Server:
@@ -47,6 +26,7 @@ class Server:
     def __init__(self, arguments: list[str]) -> None:
         self._arguments = arguments
         self._process: subprocess.Popen[bytes] | None = None
+        self._interrupted = False
         self._log = tempfile.NamedTemporaryFile(prefix="pilothouse-server-", suffix=".log")  # noqa: SIM115
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -67,12 +47,18 @@ class Server:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._process is None:
             return
-        self._process.send_signal(signal.SIGINT)
+        self.interrupt()
         try:
             self._process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+
+    def interrupt(self) -> None:
+        """Ask the server to end, once: a second signal would cut its own cleaning up short."""
+        if self._process is not None and not self._interrupted:
+            self._process.send_signal(signal.SIGINT)
+            self._interrupted = True
 
     async def wait_until_ready(self, timeout: float = 600) -> None:
         """Return once the server answers; StartupError with the end of its log when it dies or takes too long."""
@@ -99,28 +85,49 @@ class Server:
         finally:
             os.killpg(self._process.pid, signal.SIGCONT)
 
+    def cpu_seconds(self) -> float:
+        """Processor time that all processes of the server have used so far."""
+        # Not a dependency of ours: where there is an engine to be measured, it has brought this along.
+        import psutil
+
+        if self._process is None:
+            raise RuntimeError("the server is not running")
+        root = psutil.Process(self._process.pid)
+        total = 0.0
+        for process in (root, *root.children(recursive=True)):
+            # Helpers come and go.
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
+
     def log_tail(self, n_bytes: int = 4000) -> str:
         """The end of what the server printed."""
         with open(self._log.name, "rb") as log:
             return log.read()[-n_bytes:].decode("utf-8", errors="replace")
 
 
-async def burst(server: Server, bodies: list[dict[str, Any]]) -> tuple[float, int]:
-    """Send all bodies at once; seconds until the last answer, and tokens generated."""
-    # A client of its own: while a server is stopped, connections that were kept alive run out.
-    async with httpx.AsyncClient(base_url=server.url, timeout=600, trust_env=False) as client:
-        begin = time.perf_counter()
-        answers = await asyncio.gather(*(client.post("/v1/completions", json=body) for body in bodies))
-        seconds = time.perf_counter() - begin
-    for answer in answers:
-        answer.raise_for_status()
-    return seconds, sum(answer.json()["usage"]["completion_tokens"] for answer in answers)
+@contextmanager
+def alone(servers: Mapping[Name, Server], place: Name) -> Iterator[Server]:
+    """The server at `place`, all others stopped for as long as the block runs."""
+    with all_stopped({other: server for other, server in servers.items() if other != place}):
+        yield servers[place]
+
+
+@contextmanager
+def all_stopped(servers: Mapping[Name, Server]) -> Iterator[None]:
+    """None of these servers runs for as long as the block does."""
+    with ExitStack() as stack:
+        for server in servers.values():
+            stack.enter_context(server.paused())
+        yield
 
 
 async def layout_of(server: Server) -> dict[str, int]:
-    """How many layers of one of our servers have a site, and how many steps of a chain are compiled in at each."""
+    """How many layers of one of our servers have a site, and the shapes of the hooks there."""
     async with httpx.AsyncClient(base_url=server.url, timeout=60, trust_env=False) as client:
         answer = await client.get("/v1/capabilities")
     answer.raise_for_status()
     found = answer.json()
-    return {"sites": len(found["sites"]), "chain_steps": found["limits"]["chain_steps"]}
+    shapes = {name: int(found["limits"][name]) for name in ("slots", "chain_steps", "readouts")}
+    return {"sites": len(found["sites"]), **shapes}

@@ -1,0 +1,1 @@
+"""`pilothouse bench`: what steering and reading cost beside plain vLLM, measured in pairs over HTTP."""

@@ -1,0 +1,118 @@
+"""The scores of a stream: each once, as text or as objects alike, and the numbers that each probe gives alone."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from api_support.client import strict_json
+from api_support.streams import N_PROMPT, Kept, choice_of, event_of, generate, open_session
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from pilothouse.api.feed import Block, ScoreFeed
+from pilothouse.api.scoring import ChoiceScores
+from pilothouse.core.sites import Float32
+from pilothouse.core.tracks import ChoiceTrack
+from pilothouse.probing import Isotonic, Platt, Probe
+
+names = st.lists(st.one_of(st.text(max_size=5), st.sampled_from(['"', "%s", "],[", "\\"])), max_size=4, unique=True)
+
+
+def probe_called(name: str, number: int = 0) -> Probe:
+    calibration = (None, Platt(a=0.5, b=0.25), Isotonic(x=(-1.0, 1.0), y=(0.25, 0.75)))[number % 3]
+    return Probe(
+        name,
+        "made up",
+        "high" if number % 2 else "low",
+        ("max", "mean", "worst_ema", "prompt_end", "last")[number % 5],
+        0.5,
+        {1: np.full(2, number + 1, np.float32)},
+        bias=number / 8,
+        calibration=calibration,
+        token_calibration=calibration,
+    )
+
+
+MANY = [probe_called(f"probe {number}", number) for number in range(64)]
+
+
+@given(names, st.data())
+def test_the_text_is_that_of_the_objects(called: list[str], data: st.DataObject) -> None:
+    elements = st.floats(width=32)
+    shape = (data.draw(st.integers(1, 3)), len(called))
+    block = Block(
+        data.draw(st.integers(0, 99)), *(data.draw(arrays(np.float32, shape, elements=elements)) for _ in "ls")
+    )
+    feed = ScoreFeed(ChoiceScores(ChoiceTrack(1, len(called)), [1], list(map(probe_called, called))))
+    if not called:
+        assert feed.named(block) == {}
+        return
+    assert list(strict_json(feed.text(block)).items()) == list(feed.named(block).items())
+    json.dumps(feed.named(block), allow_nan=False)
+
+
+def stream(rows: Float32, finish: bool = True) -> tuple[list[dict[str, Any]], Any]:
+    """The choices of a stream under `MANY`, an event a row of readouts, and its session."""
+    session, (track,) = open_session(MANY, tokens=True)
+    events = [session.rewrite_event(event_of(choice_of(0, role="assistant", content="")))]
+    for j, row in enumerate(rows):
+        last = finish and j == len(rows) - 1
+        generate(track, row[None], "stop" if last else None)
+        events.append(session.rewrite_event(event_of(choice_of(0, "stop" if last else None, content="a"))))
+    return [strict_json(event.removeprefix("data: "))["choices"][0] for event in events], session
+
+
+@pytest.fixture(scope="module")
+def rows() -> Float32:
+    """Readouts [40, probes]: of the prompt's end, then of the generated tokens."""
+    return np.random.default_rng(2).standard_normal((40, len(MANY))).astype(np.float32) * 2
+
+
+def test_streamed_scores_are_the_probes_own(rows: Float32) -> None:
+    choices, _ = stream(rows)
+    for k, probe in enumerate(MANY):
+        blocks = [choice["probe_scores"][probe.name] for choice in choices if "probe_scores" in choice]
+        assert [block["start"] for block in blocks] == list(range(len(rows) - 1))
+        logits = probe.logits(rows[1:, k])
+        assert [x for block in blocks for x in block["logits"]] == [*logits.tolist(), None]
+        assert [x for block in blocks for x in block["scores"]] == [*probe.token_scores(logits).tolist(), None]
+
+
+def test_the_end_says_what_the_probes_say(rows: Float32) -> None:
+    choices, session = stream(rows)
+    session.close()
+    assert isinstance(session.around.sink, Kept)
+    (outcome,) = session.around.sink.outcomes
+    for k, probe in enumerate(MANY):
+        shown, found = choices[-1]["probes"][probe.name], outcome.choices[0].probes[k]
+        logits, end = probe.logits(rows[1:, k]), float(probe.logits(rows[:1, k])[0])
+        stats = probe.stats(np.append(logits, np.float32(math.nan)), end)
+        score = probe.score(stats)
+        assert score is not None
+        assert shown["stats"] == {name: getattr(stats, name) for name in shown["stats"]}
+        assert (shown["score"], shown["flagged"], shown["n_scored"]) == (score, probe.flagged(score), len(rows) - 1)
+        assert (found.score, found.flagged, found.level) == (score, shown["flagged"], shown["level"])
+        token_score = float(probe.token_scores(np.array([end], dtype=np.float32))[0])
+        assert found.prompt_end == (score if probe.aggregate == "prompt_end" else token_score)
+        assert [entry["logit"] for entry in shown["tokens"]] == [*logits.tolist(), None]
+
+
+def test_of_several_tokens_an_event_those_are_held_back_that_follow_a_hole() -> None:
+    probes = MANY[:2]
+    scores = ChoiceScores(track := ChoiceTrack(N_PROMPT, 2), [1, 2, 3], probes)
+    feed = ScoreFeed(scores)
+    rows = np.ones((7, 2), dtype=np.float32)
+    rows[4, 1] = math.inf
+    generate(track, rows)
+    assert feed.take(finished=False) is None, "none was announced before"
+    block = feed.take(finished=False)
+    assert block is not None
+    assert (block.start, len(block.logits)) == (0, 3)
+    assert feed.take(finished=False) is None
+    block = feed.take(finished=True)
+    assert block is not None
+    assert (block.start, np.isnan(block.logits).tolist()) == (3, [[False, True], *[[False, False]] * 2, [True, True]])
+    assert feed.take(finished=True) is None
