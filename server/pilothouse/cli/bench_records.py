@@ -16,7 +16,6 @@ import random
 import sqlite3
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -29,8 +28,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from pilothouse.cli.bench.client import latencies
+from pilothouse.cli.bench.cores import off_the_workers
 from pilothouse.cli.bench.medians import median_of
-from pilothouse.cli.bench.servers import Server, alone
+from pilothouse.cli.bench.servers import Server, all_stopped, alone
 from pilothouse.cli.harbor import HARBOR_NAME, harbor_arguments
 from pilothouse.harbor.paths import model_dir, probes_dir
 
@@ -57,7 +58,9 @@ def bench_records(
         for name, url in places.items():
             servers[name] = stack.enter_context(Server(_arguments(url)))
             # One after another: what the first compiles the others find.
-            asyncio.run(servers[name].wait_until_ready())
+            with all_stopped({other: server for other, server in servers.items() if other != name}):
+                asyncio.run(servers[name].wait_until_ready())
+        stack.enter_context(off_the_workers(server.pid for server in servers.values()))
         burst = Burst(requests, at_once, tokens)
         items, kept = asyncio.run(_measure(servers, Path(folder) / "slow.sqlite", burst, rounds, seed))
     report = {
@@ -83,21 +86,12 @@ class Burst:
 
     async def latencies(self, server: Server) -> list[float]:
         """Milliseconds of each request, in order."""
-        turn = asyncio.Semaphore(self._at_once)
-        # A client of its own: while a server is stopped, connections that were kept alive run out.
-        async with httpx.AsyncClient(base_url=server.url, timeout=600, trust_env=False) as client:
+        # A server that was stopped until now is awake once it has answered something.
+        await latencies(server.port, [self._body(0)], 1)
+        return await latencies(server.port, [self._body(number) for number in range(self._requests)], self._at_once)
 
-            async def ask(number: int) -> float:
-                async with turn:
-                    began = time.perf_counter()
-                    answer = await client.post("/v1/completions", json=self._body(number))
-                    answer.raise_for_status()
-                    return 1000.0 * (time.perf_counter() - began)
-
-            return list(await asyncio.gather(*map(ask, range(self._requests))))
-
-    def _body(self, number: int) -> dict[str, Any]:
-        return {
+    def _body(self, number: int) -> bytes:
+        body = {
             "model": HARBOR_NAME,
             "prompt": f"Question {number}: what is the capital of the country that comes {number}th?",
             "max_tokens": self._tokens,
@@ -105,6 +99,7 @@ class Burst:
             "ignore_eos": True,
             "probes": {"names": ["truthfulness", "hallucination"], "tokens": True},
         }
+        return json.dumps(body).encode()
 
 
 def summarise(items: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:

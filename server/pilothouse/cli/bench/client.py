@@ -8,9 +8,9 @@ import asyncio
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,9 @@ _DONE = b"[DONE]"
 _NO_CHOICES = (b'"choices":[]', b'"choices": []')
 _PATIENCE_SECONDS = 900.0
 _BLOCK = 1 << 18
+
+
+Found = TypeVar("Found")
 
 
 class BenchError(PilothouseError):
@@ -81,31 +84,62 @@ class Burst:
 
 async def send(port: int, bodies: Sequence[bytes], path: str = "/v1/completions") -> tuple[float, list[Answer]]:
     """Send all bodies at once; seconds until the last answer has come, and the answers."""
-    doors = await asyncio.gather(*(asyncio.open_connection(HOST, port, limit=_BLOCK) for _ in bodies))
+    doors = await asyncio.gather(*(_open(port) for _ in bodies))
     begin = time.perf_counter()
+    asked = (_ask(door, _request(port, path, body), begin) for door, body in zip(doors, bodies, strict=True))
+    answers = await _within_patience(asyncio.gather(*asked))
+    return time.perf_counter() - begin, answers
 
-    async def ask(door: tuple[asyncio.StreamReader, asyncio.StreamWriter], body: bytes) -> Answer:
-        reader, writer = door
-        head = (
-            f"POST {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        )
-        writer.write(head.encode() + body)
-        answer = Answer([], [])
+
+async def latencies(port: int, bodies: Sequence[bytes], at_once: int, path: str = "/v1/completions") -> list[float]:
+    """Send the bodies in order, never more than `at_once` under way; milliseconds until each was answered."""
+    turn = asyncio.Semaphore(at_once)
+
+    async def one(body: bytes) -> float:
+        async with turn:
+            door = await _open(port)
+            begin = time.perf_counter()
+            answer = await _ask(door, _request(port, path, body), begin)
+        answer.json()
+        return 1000.0 * answer.times[-1]
+
+    return await _within_patience(asyncio.gather(*map(one, bodies)))
+
+
+Door = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def _open(port: int) -> Door:
+    return await asyncio.open_connection(HOST, port, limit=_BLOCK)
+
+
+def _request(port: int, path: str, body: bytes) -> bytes:
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+async def _ask(door: Door, request: bytes, begin: float) -> Answer:
+    """Send `request` and take its answer; the connection is used up. begin: when its pieces are timed from."""
+    reader, writer = door
+    answer = Answer([], [])
+    try:
+        writer.write(request)
         while piece := await reader.read(_BLOCK):
             answer.times.append(time.perf_counter() - begin)
             answer.pieces.append(piece)
-        return answer
+    finally:
+        writer.close()
+    return answer
 
+
+async def _within_patience(answers: Awaitable[list[Found]]) -> list[Found]:
     try:
-        async with asyncio.timeout(_PATIENCE_SECONDS):
-            answers = await asyncio.gather(*(ask(door, body) for door, body in zip(doors, bodies, strict=True)))
-        return time.perf_counter() - begin, answers
+        return await asyncio.wait_for(answers, _PATIENCE_SECONDS)
     except TimeoutError:
         raise BenchError(f"a burst was not answered within {_PATIENCE_SECONDS:.0f} seconds") from None
-    finally:
-        for _, writer in doors:
-            writer.close()
 
 
 def measured(seconds: float, answers: Sequence[Answer], streamed: bool, cpu_seconds: float | None = None) -> Burst:

@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 
 from pilothouse.cli.bench.artefacts import make_artefacts, probe_name
+from pilothouse.cli.bench.cores import off_the_workers
 from pilothouse.cli.bench.journal import Journal
 from pilothouse.cli.bench.machine import device, fast_dtype, machine, versions
 from pilothouse.cli.bench.measure import (
@@ -121,7 +122,8 @@ def run_scenario(
                 stack.callback(_interrupt, servers)
                 # One after another: what the first compiles the others find.
                 asyncio.run(servers[place].wait_until_ready())
-        asyncio.run(_measure(scenario, servers, journal, where, deadline, later, seed))
+        with off_the_workers(server.pid for server in servers.values()):
+            asyncio.run(_measure(scenario, servers, journal, where, deadline, later, seed))
         if peers and scenario.peers and not journal.done(scenario=scenario.name, kind=PEER):
             tokens = int(journal.find(scenario=scenario.name, kind=FITTED)[0]["tokens_out"])
             with all_stopped(servers):

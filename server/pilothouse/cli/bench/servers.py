@@ -85,6 +85,13 @@ class Server:
         finally:
             os.killpg(self._process.pid, signal.SIGCONT)
 
+    @property
+    def pid(self) -> int:
+        """Of the server's first process."""
+        if self._process is None:
+            raise RuntimeError("the server is not running")
+        return self._process.pid
+
     def cpu_seconds(self) -> float:
         """Processor time that all processes of the server have used so far."""
         # Not a dependency of ours: where there is an engine to be measured, it has brought this along.
