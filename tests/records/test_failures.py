@@ -100,6 +100,25 @@ def test_a_database_that_dies_is_written_to_when_it_lives_again(postgres: Postgr
     assert set(everything(store)) == ids(0, 150), "nothing is lost, nothing is there twice"
 
 
+def test_a_frozen_database_holds_up_nobody_but_the_writer(postgres: Postgres, start_writer: StartWriter) -> None:
+    store = RecordStore(postgres.make_database())
+    writer = start_writer("", store=store, limits=replace(FAST, queue_records=30, batch_records=10))
+    observe(writer, 0, 5)
+    assert writer.flush(30)
+    postgres.freeze()
+    try:
+        observe(writer, 5, 6)
+        # One is on its way; of the others thirty may wait.
+        wait_until(lambda: not writer._queue._waiting)
+        observe(writer, 6, 50)
+        assert_adds_up(writer.counts(), written=5, queued=31, queue_full=14)
+    finally:
+        postgres.thaw()
+    wait_until(lambda: not writer.counts()["queued"])
+    assert_adds_up(writer.counts(), written=36, queue_full=14)
+    assert set(everything(store)) == ids(0, 36), "nothing of what waited is lost, or there twice"
+
+
 def test_a_database_that_is_not_there_at_the_start_is_waited_for(
     postgres: Postgres, start_writer: StartWriter, caplog: pytest.LogCaptureFixture
 ) -> None:

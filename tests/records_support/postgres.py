@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 
 USER = "pilothouse"
@@ -76,6 +77,20 @@ class Postgres:
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait(30)
             self._process = None
+
+    def freeze(self) -> None:
+        """Let it neither answer nor end, as a machine does that is short of everything."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen one go on where it was."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        root = psutil.Process(self._process.pid)
+        for process in (root, *root.children(recursive=True)):
+            process.send_signal(number)
 
     def remove(self) -> None:
         self.stop()
