@@ -282,7 +282,6 @@ def test_a_peer_is_measured_with_and_without_hooks() -> None:
     assert not any(block._forward_hooks for block in blocks)
 
 
-@pytest.mark.xfail(strict=True, reason="bench/results.json is of the harness before this one: run `make bench`")
 def test_the_committed_figures_follow_from_their_items() -> None:
     committed = json.loads((BENCH / "results.json").read_text(encoding="utf-8"))
     assert set(committed) == {"machine", "versions", "seed", "summary", "memory", "items"}
