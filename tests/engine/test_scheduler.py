@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_support.fake_checks import check_idle, check_result
 from engine_support.fake_model import chained, edit, gate, make_ask, probe
-from engine_support.fake_worker import MODES, FakeEngine, Mode, check_idle, check_result, save_config
+from engine_support.fake_worker import MODES, FakeEngine, Mode, save_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ from pilothouse.core.config import EngineLayout
 from pilothouse.core.edits import PositionRange
 from pilothouse.core.plans import Plan
 from pilothouse.engine import scheduler as scheduler_module
+from pilothouse.engine.holdings import GATHERED
 
 ONE_PLAN = EngineLayout(slots=1, rows_per_slot=2, chains=1, chain_steps=1, readouts=1)
 
@@ -70,6 +72,7 @@ arrivals: st.SearchStrategy[dict[str, Any]] = st.builds(
     max_tokens=st.integers(1, 10),
     stop_at=st.none() | st.integers(0, 9),
     fork=st.integers(0, 2),
+    gather=st.booleans(),
 )
 moves = st.lists(
     st.one_of(
@@ -382,6 +385,17 @@ def test_who_goes_on_behind_what_others_cached_has_its_prompt_scores(model: Path
     for name in engine.asks:
         check_result(engine, name)
     check_idle(engine)
+
+
+@each_mode
+@pytest.mark.parametrize("gather", [False, True])
+def test_readings_that_nobody_waits_for_travel_together(model: Path, mode: Mode, gather: bool) -> None:
+    engine = FakeEngine(model, mode)
+    engine.submit(make_ask("a", PLANS[2], max_tokens=GATHERED + 8, gather=gather))
+    engine.drain()
+    check_result(engine, "a")
+    check_idle(engine)
+    assert engine.seen["readings"] == (2 if gather else GATHERED + 8)
 
 
 def test_a_name_used_again_inherits_no_readings(model: Path) -> None:

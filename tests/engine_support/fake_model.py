@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -52,6 +52,7 @@ class Ask:
     plan: Plan = field(default_factory=Plan)
     max_tokens: int = 4
     stop: int | None = None
+    gather: bool = False
 
     @cached_property
     def spans(self) -> list[tuple[int, int]]:
@@ -178,15 +179,21 @@ def probe(number: int, layers: tuple[int, ...] = (0, 1)) -> Readout:
 
 
 def make_ask(
-    name: str, plan: Plan, n_prompt: int = 6, max_tokens: int = 4, stop_at: int | None = None, fork: int = 0
+    name: str,
+    plan: Plan,
+    n_prompt: int = 6,
+    max_tokens: int = 4,
+    stop_at: int | None = None,
+    fork: int = 0,
+    gather: bool = False,
 ) -> Ask:
     """A request over the first words of a common text, or of one that forks from it after two blocks.
 
-    stop_at: its stop token is what it would generate as this token.
+    stop_at: its stop token is what it would generate as this token; gather: its readings may wait for its end.
     """
     prompt = tuple((WORDS[:8] + WORDS[40 * fork + 8 :])[:n_prompt])
-    ask = Ask(name, prompt, plan, max_tokens)
+    ask = Ask(name, prompt, plan, max_tokens, gather=gather)
     if stop_at is None:
         return ask
     generated, _ = ask.reference
-    return Ask(name, prompt, plan, max_tokens, stop=generated[min(stop_at, len(generated) - 1)])
+    return replace(ask, stop=generated[min(stop_at, len(generated) - 1)])

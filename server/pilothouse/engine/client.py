@@ -321,7 +321,7 @@ class SteeringClient:
         track = PromptTrack(plan, ids, spans, choices)
         nonce = next(self._nonces)
         self._prompts[nonce] = track
-        wire = msgspec.structs.replace(wire, gather=_may_gather(session, sampling_params))
+        wire = msgspec.structs.replace(wire, gather=may_gather(session, sampling_params))
         extra = {PLAN_KEY: plan_encoder.encode(wire), NONCE_KEY: nonce}
         sampling_params.extra_args = {**(sampling_params.extra_args or {}), **extra}
         return track
@@ -357,10 +357,10 @@ def _need_token_ids(session: "RequestSession | NullSession") -> None:
         raise BadRequest("steering and probes need a prompt of token ids", "prompt")
 
 
-def _may_gather(session: "RequestSession | NullSession", params: Any) -> bool:
+def may_gather(session: "RequestSession | NullSession", params: Any) -> bool:
     """Whether readings need not come with each token. Where vLLM ends a sequence at a string, it does so in this
     process, and what the engine still held back would never come."""
-    streams = params.output_kind == RequestOutputKind.DELTA
+    streams = params.output_kind != RequestOutputKind.FINAL_ONLY
     return not params.stop and not (streams and session.shows_tokens(params.logprobs is not None))
 
 
