@@ -14,6 +14,7 @@ from vllm.compilation.decorators import support_torch_compile
 from vllm.config import CompilationConfig, CompilationMode, VllmConfig, set_current_vllm_config
 
 from pilothouse.core.config import EngineLayout
+from pilothouse.engine import sites
 from pilothouse.engine.forms import LESSER, make_forms
 from pilothouse.engine.sites import FULL, Form, Site, StepBuffers, Stream, install_sites
 
@@ -124,3 +125,16 @@ def test_there_is_no_form_that_lacks_only_what_no_form_has() -> None:
     with torch.inference_mode():
         made = Made(CompilationMode.DYNAMO_TRACE_ONCE, replace(LAYOUT, chain_steps=0))
     assert made.forms == tuple(form for form in LESSER if not form.reads)
+
+
+def test_what_is_captured_for_steps_to_come_does_everything_whatever_the_step_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with torch.inference_mode():
+        made = Made(CompilationMode.NONE)
+        for site in made.sites.values():
+            site.edits.fill_(torch.nan)
+        idle = Form(adds=False, reads=False, chains=False)
+        assert not made.run(idle, 3).isnan().any()
+        monkeypatch.setattr(sites, "_capturing", lambda tensor: True)
+        assert made.run(idle, 3).isnan().all()

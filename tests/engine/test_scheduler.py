@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from pilothouse.core.config import EngineLayout
 from pilothouse.core.edits import PositionRange
+from pilothouse.core.gaps import find_gaps
 from pilothouse.core.plans import Plan
 from pilothouse.engine import scheduler as scheduler_module
 from pilothouse.engine.holdings import GATHERED
@@ -396,6 +397,17 @@ def test_readings_that_nobody_waits_for_travel_together(model: Path, mode: Mode,
     check_result(engine, "a")
     check_idle(engine)
     assert engine.seen["readings"] == (2 if gather else GATHERED + 8)
+
+
+def test_readings_of_a_batch_that_nobody_described_are_a_gap_and_nobody_elses(model: Path) -> None:
+    engine = FakeEngine(model, "sync")
+    engine.submit(make_ask("a", PLANS[2], max_tokens=9))
+    step_until(engine, lambda: len(engine.tracks["a"].token_ids) == 4)
+    engine.scheduler._stretches = None
+    engine.drain()
+    ask, track = engine.asks["a"], engine.tracks["a"]
+    track.finish_reason = "length"
+    assert {gap.kind for gap in find_gaps(ask.plan, ask.spans, track)} == {"forwarded"}
 
 
 def test_a_name_used_again_inherits_no_readings(model: Path) -> None:

@@ -173,8 +173,13 @@ class Site(nn.Module):
 
     @property
     def _does(self) -> Form:
-        """What is compiled in; where nothing is compiled, what this step needs."""
-        return self.form if torch.compiler.is_compiling() else self.buffers_.needed
+        """What is compiled in, or captured for steps to come; where neither is, what this step needs."""
+        return self.form if torch.compiler.is_compiling() or _capturing(self.edits) else self.buffers_.needed
+
+
+def _capturing(tensor: torch.Tensor) -> bool:
+    """Whether what is done to `tensor` now is kept in a graph of its device, replayed whatever a step needs."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def install_sites(
