@@ -138,8 +138,8 @@ async def test_capabilities(server: FakeServer, client: Client) -> None:
     wanted = {
         "max_edits": limits.max_edits,
         "max_inline_bytes": limits.max_inline_bytes,
-        "slots": layout.slots,
-        "rows_per_slot": layout.rows_per_slot,
+        "rows": layout.rows,
+        "rows_per_plan": layout.rows_per_plan,
         "readouts": layout.readouts,
     }
     assert wanted.items() <= shown["limits"].items()

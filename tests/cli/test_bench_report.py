@@ -192,7 +192,7 @@ def test_peers_stand_beside_plain_vllm_of_the_same_scenario() -> None:
     [
         (EngineLayout(), torch.bfloat16),
         (EngineLayout(chain_steps=0, readouts=64), torch.float32),
-        (EngineLayout(slots=3, chains=5, chain_steps=2, readouts=1), torch.float16),
+        (EngineLayout(rows=9, chains=5, chain_steps=2, readouts=1), torch.float16),
     ],
 )
 def test_memory_is_what_the_modules_allocate(layout: EngineLayout, dtype: torch.dtype) -> None:

@@ -51,9 +51,11 @@ def stock_llama(llama: Path) -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def eager_qwen3(qwen3: Path) -> Iterator[tuple[Engine, Reference]]:
-    """Qwen3, eager: prompts cut into chunks of 16, room for two plans, and a cache so small that it preempts."""
+    """Qwen3, eager: prompts cut into chunks of 16, room for four rows, and a cache so small that it preempts."""
     tight = {"block_size": 32, "num_gpu_blocks_override": 20, "long_prefill_token_threshold": 16}
-    engine = Engine(qwen3, EngineLayout(slots=2, chains=2, readouts=4), in_process=True, enforce_eager=True, **tight)
+    engine = Engine(
+        qwen3, EngineLayout(rows=4, rows_per_plan=4, chains=2, readouts=4), in_process=True, enforce_eager=True, **tight
+    )
     yield engine, Reference(qwen3)
     engine.close()
 

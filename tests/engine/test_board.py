@@ -14,15 +14,20 @@ from hypothesis import strategies as st
 
 from pilothouse.core.config import EngineLayout
 from pilothouse.core.directions import Direction
-from pilothouse.core.messages import ReadoutLoad, RequestOrders, SlotLoad, StepOrders, WireEdit, WireSpan, WireStep
+from pilothouse.core.messages import ReadoutLoad, RequestOrders, RowLoad, StepOrders, WireEdit, WireSpan, WireStep
 from pilothouse.engine.batch import Batch
 from pilothouse.engine.board import Board
 from pilothouse.engine.holdings import Heard, Stretches
 from pilothouse.engine.sites import Site, StepBuffers
 from pilothouse.engine.spans import Ints
 
-LAYOUT = EngineLayout(slots=3, rows_per_slot=2, readouts=2)
+LAYOUT = EngineLayout(rows=6, rows_per_plan=2, readouts=2)
 D_MODEL = 4
+
+
+def rows_of(number: int) -> tuple[int, int]:
+    """The rows of the banks for the two rows of plan `number`; some plans have them in common."""
+    return 1 + number % 3, 4 + number % 2
 
 
 def make_board() -> Board:
@@ -51,7 +56,9 @@ def test_every_token_gets_its_own_row_and_every_score_its_own_position(
     batch: list[tuple[int, int, tuple[tuple[WireSpan, ...], int] | None]],
 ) -> None:
     board = make_board()
-    orders = {f"r{i}": RequestOrders(i % 3, plan[0], (0, 1), plan[1]) for i, (_, _, plan) in enumerate(batch) if plan}
+    orders = {
+        f"r{i}": RequestOrders(rows_of(i), plan[0], (0, 1), plan[1]) for i, (_, _, plan) in enumerate(batch) if plan
+    }
     board.obey(StepOrders(requests=orders))
     computed = np.array([start for start, _, _ in batch])
     counts = np.array([count for _, count, _ in batch])
@@ -62,7 +69,7 @@ def test_every_token_gets_its_own_row_and_every_score_its_own_position(
     for i, (start, count, plan) in enumerate(batch):
         for position in range(start, start + count):
             hit = [s for s in (plan[0] if plan else ()) if s.start <= position < s.stop]
-            expected_rows.append(LAYOUT.first_row(i % 3) + hit[0].row if hit else 0)
+            expected_rows.append(rows_of(i)[hit[0].row] if hit else 0)
             if plan and position >= plan[1]:
                 expected_scores.append(float(token))
             token += 1
@@ -90,7 +97,7 @@ events = st.lists(
 def orders_of(number: int, plan: Planned) -> RequestOrders:
     spans, read_from, acts = plan
     chain = tuple(WireStep(b"v", b"", {}, False, None, start, start + size) for start, size in acts)
-    return RequestOrders(number % 3, spans, (0, 1), read_from, 1 if chain else 0, chain)
+    return RequestOrders(rows_of(number), spans, (0, 1), read_from, 1 if chain else 0, chain)
 
 
 @settings(max_examples=150, deadline=None)
@@ -156,7 +163,7 @@ def test_a_batch_that_goes_on_is_as_if_it_had_been_mapped_anew(
 def test_decoding_maps_its_batch_once_until_something_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     board = make_board()
     spans = (WireSpan(0, 20, 0), WireSpan(20, 99, 1))
-    board.obey(StepOrders(requests={"a": RequestOrders(0, spans, (0,), 0), "b": RequestOrders(1, (), (1,), 0)}))
+    board.obey(StepOrders(requests={"a": RequestOrders((1, 2), spans, (0,), 0), "b": RequestOrders((), (), (1,), 0)}))
     mapped: list[int] = []
     real = board._mapped
 
@@ -185,7 +192,7 @@ def test_stages_hand_their_readouts_on_and_nothing_of_an_earlier_step() -> None:
     probe = Direction({layer: np.full(D_MODEL, layer + 1, np.float32) for layer in range(2)})
     load = ReadoutLoad(1, probe.digest)
     orders = StepOrders(
-        directions={probe.digest: probe.payload}, readouts=(load,), requests={"a": RequestOrders(0, (), (1,), 0)}
+        directions={probe.digest: probe.payload}, readouts=(load,), requests={"a": RequestOrders((), (), (1,), 0)}
     )
     for board, _ in stages:
         board.obey(orders)
@@ -213,7 +220,7 @@ def test_stages_hand_their_readouts_on_and_nothing_of_an_earlier_step() -> None:
 
 def test_rows_of_an_earlier_longer_batch_do_not_linger() -> None:
     board = make_board()
-    board.obey(StepOrders(requests={"a": RequestOrders(0, (WireSpan(0, 99, 0),), (), 0)}))
+    board.obey(StepOrders(requests={"a": RequestOrders((1,), (WireSpan(0, 99, 0),), (), 0)}))
     board.map_tokens(["a"], np.array([10]), np.array([0]))
     assert board.buffers.rows[:10].count_nonzero() == 10
     board.map_tokens(["a"], np.array([1]), np.array([10]))
@@ -223,21 +230,21 @@ def test_rows_of_an_earlier_longer_batch_do_not_linger() -> None:
     assert board.buffers.rows.count_nonzero() == 0
 
 
-def test_a_slot_holds_the_sum_of_its_edits_and_nothing_of_the_last_tenant() -> None:
+def test_a_row_holds_the_sum_of_its_edits_and_nothing_of_the_last_tenant() -> None:
     board = make_board()
     one = Direction({0: np.ones(D_MODEL, np.float32), 1: np.ones(D_MODEL, np.float32)})
     two = Direction({0: np.full(D_MODEL, 10, np.float32)})
     store = {d.digest: d.payload for d in (one, two)}
     both = (WireEdit(one.digest, {0: 2.0, 1: 3.0}), WireEdit(two.digest, {0: 1.0}))
-    board.obey(StepOrders(directions=store, slots=(SlotLoad(1, (both, both[:1])),)))
-    first = LAYOUT.first_row(1)
-    assert board.sites[0].edits[first].tolist() == [12.0] * D_MODEL
-    assert board.sites[1].edits[first].tolist() == [3.0] * D_MODEL
-    assert board.sites[0].edits[first + 1].tolist() == [2.0] * D_MODEL
-    board.obey(StepOrders(slots=(SlotLoad(1, ((both[1],),)),)))
-    assert board.sites[0].edits[first].tolist() == [10.0] * D_MODEL
-    assert board.sites[1].edits.count_nonzero() == 0
-    assert board.sites[0].edits[first + 1].count_nonzero() == 0
+    board.obey(StepOrders(directions=store, rows=(RowLoad(3, both), RowLoad(4, both[:1]))))
+    first, second = board.sites[0].edits, board.sites[1].edits
+    assert [first[3].tolist(), second[3].tolist()] == [[12.0] * D_MODEL, [3.0] * D_MODEL]
+    assert [first[4].tolist(), second[4].tolist()] == [[2.0] * D_MODEL, [3.0] * D_MODEL]
+    board.obey(StepOrders(rows=(RowLoad(3, both[1:]),)))
+    assert first[3].tolist() == [10.0] * D_MODEL
+    assert second[3].count_nonzero() == 0
+    assert first[4].tolist() == [2.0] * D_MODEL
+    assert first.count_nonzero() == 2 * D_MODEL
 
 
 def test_a_readout_column_is_cleared_where_the_new_probe_has_no_weights() -> None:
@@ -252,7 +259,7 @@ def test_a_readout_column_is_cleared_where_the_new_probe_has_no_weights() -> Non
 
 def test_every_step_with_a_plan_is_counted_once_with_the_time_that_it_took() -> None:
     board = make_board()
-    board.obey(StepOrders(requests={"r0": RequestOrders(0, (WireSpan(0, 9, 0),), (0, 1), 0)}))
+    board.obey(StepOrders(requests={"r0": RequestOrders((1,), (WireSpan(0, 9, 0),), (0, 1), 0)}))
     found = []
     for request, start in (("r0", 0), ("plain", 0), ("r0", 3)):
         board.map_tokens([request], np.array([3]), np.array([start]))

@@ -18,7 +18,7 @@ from pilothouse.engine import sites
 from pilothouse.engine.forms import LESSER, make_forms
 from pilothouse.engine.sites import FULL, Form, Site, StepBuffers, Stream, install_sites
 
-LAYOUT = EngineLayout(slots=1, rows_per_slot=1, chains=1, chain_steps=1, readouts=1)
+LAYOUT = EngineLayout(rows=1, rows_per_plan=1, chains=1, chain_steps=1, readouts=1)
 D_MODEL = 4
 N_LAYERS = 2
 NEEDS = list(itertools.starmap(Form, itertools.product((False, True), repeat=3)))

@@ -13,7 +13,7 @@ def orders() -> RequestOrders:
     """Two steps one after the other: the first behind a latch on column 1, above 0.5; the second always."""
     gate = WireGate(readout=0, above=True, level=0.5, latched=True)
     steps = tuple(WireStep(b"v", b"", {0: (1.0,)}, False, g, 0, 100) for g in (gate, None))
-    return RequestOrders(slot=0, spans=(), columns=(1,), read_from=0, chain=1, steps=steps)
+    return RequestOrders(rows=(), spans=(), columns=(1,), read_from=0, chain=1, steps=steps)
 
 
 def test_a_line_is_set_whatever_was_in_the_tables() -> None:

@@ -17,7 +17,7 @@ from pilothouse.core.edits import OPERATIONS, Edit, Operation, Reader
 from pilothouse.engine.chains import ChainBank
 
 D_MODEL = 12
-LAYOUT = EngineLayout(slots=1, chains=2, chain_steps=4, readouts=2)
+LAYOUT = EngineLayout(rows=8, chains=2, chain_steps=4, readouts=2)
 close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
 
 seeds = st.integers(0, 2**32 - 1)

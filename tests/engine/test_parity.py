@@ -49,9 +49,9 @@ def test_zero_strength_is_the_identity_and_a_strong_vector_is_not(compiled_llama
     assert all(a.token_ids != b.token_ids for a, b in zip(strong, plain, strict=True))
 
 
-def test_more_plans_than_slots_wait_and_all_are_steered(eager_qwen3: tuple[Engine, Reference]) -> None:
+def test_more_plans_than_rows_wait_and_all_are_steered(eager_qwen3: tuple[Engine, Reference]) -> None:
     engine, reference = eager_qwen3
-    assert engine.layout.slots == 2
+    assert engine.layout.rows < 8
     rng = np.random.default_rng(4)
     prompts = make.prompts(rng, 9)
     plans: list[Plan | None] = [Plan((make.edit(rng, [2], "generation", 5.0),)) for _ in range(8)]
@@ -111,22 +111,22 @@ def test_an_abort_mid_way_changes_nothing_for_the_others(which: str, request: py
     assert sum(bool(job.results) for job in jobs) == 16
 
 
-def test_an_aborted_request_gives_its_slot_and_columns_back(eager_qwen3: tuple[Engine, Reference]) -> None:
+def test_an_aborted_request_gives_its_row_and_columns_back(eager_qwen3: tuple[Engine, Reference]) -> None:
     engine, reference = eager_qwen3
     rng = np.random.default_rng(9)
-    plans = [Plan((make.edit(rng, [1], "all"),), (make.readout(rng, [2]),)) for _ in range(engine.layout.slots)]
-    jobs = [engine.submit(prompt, plan, 50) for prompt, plan in zip(make.prompts(rng, 2), plans, strict=True)]
+    plans = [Plan((make.edit(rng, [1], "all"),), (make.readout(rng, [2]),)) for _ in range(engine.layout.rows)]
+    jobs = [engine.submit(prompt, plan, 50) for prompt, plan in zip(make.prompts(rng, len(plans)), plans, strict=True)]
     for _ in range(8):
         engine.step()
     scheduler, board = engine.scheduler, engine.board
-    assert scheduler.pilothouse_slots.held == engine.layout.slots
+    assert scheduler.pilothouse_rows.held == engine.layout.rows
     assert len(board.spans) == len(jobs)
     for job in jobs:
         engine.abort(job)
-    assert scheduler.pilothouse_slots.held == scheduler.pilothouse_columns.held == 0
+    assert scheduler.pilothouse_rows.held == scheduler.pilothouse_columns.held == 0
     for case in zip(*take_every_place(engine, 10), strict=True):
         check(reference, *case)
-    assert len(board.spans) <= engine.layout.slots + 1, "the worker still knows who was aborted"
+    assert len(board.spans) <= engine.layout.rows + 1, "the worker still knows who was aborted"
     assert not {name for job in jobs for name in job.tracks} & set(board.spans._line)
 
 

@@ -191,7 +191,7 @@ def test_nothing_that_was_put_in_for_the_trial_stays() -> None:
 @pytest.mark.parametrize("kind", PLACED)
 def test_a_site_reads_the_stream_and_edits_what_the_next_block_takes(kind: str) -> None:
     enter, leave, where = PLACED[kind]
-    layout = EngineLayout(slots=1, rows_per_slot=1, readouts=1, chain_steps=0)
+    layout = EngineLayout(rows=1, rows_per_plan=1, readouts=1, chain_steps=0)
     buffers = StepBuffers(N_TOKENS, layout, torch.device("cpu"))
     site = Site(buffers, layout, WIDTH, torch.float32, first=True, stream=where)
     site.edits[1] = torch.arange(WIDTH)

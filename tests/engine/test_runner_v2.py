@@ -26,7 +26,7 @@ from pilothouse.core.messages import (
     READINGS_ATTRIBUTE,
     ReadoutLoad,
     RequestOrders,
-    SlotLoad,
+    RowLoad,
     StepOrders,
     StepReadings,
     WireEdit,
@@ -45,7 +45,7 @@ SIGNATURES = {
     "capture_model": ["self"],
 }
 D_MODEL = 4
-LAYOUT = EngineLayout(slots=2, rows_per_slot=2, readouts=2)
+LAYOUT = EngineLayout(rows=4, rows_per_plan=2, readouts=2)
 
 
 @pytest.mark.parametrize("name", sorted(SIGNATURES))
@@ -155,9 +155,9 @@ def one_steered_request() -> StepOrders:
     edit = WireEdit(ones.digest, {0: 2.0})
     return StepOrders(
         directions={ones.digest: ones.payload},
-        slots=(SlotLoad(0, ((edit,),)),),
+        rows=(RowLoad(1, (edit,)),),
         readouts=(ReadoutLoad(1, ones.digest),),
-        requests={"steered": RequestOrders(0, (WireSpan(2, 4, 0),), (1,), 1)},
+        requests={"steered": RequestOrders((1,), (WireSpan(2, 4, 0),), (1,), 1)},
     )
 
 

@@ -25,10 +25,10 @@ from pilothouse.core.plans import Plan
 from pilothouse.engine import scheduler as scheduler_module
 from pilothouse.engine.holdings import GATHERED
 
-ONE_PLAN = EngineLayout(slots=1, rows_per_slot=2, chains=1, chain_steps=1, readouts=1)
+ONE_PLAN = EngineLayout(rows=1, rows_per_plan=1, chains=1, chain_steps=1, readouts=1)
 
 
-# More content than two slots and three columns hold; some plans share a slot at other positions, some share columns.
+# More content than three rows and three columns hold; some plans share rows at other positions, some share columns.
 PLANS = (
     Plan(),
     Plan((edit(1, "all"),)),
@@ -146,7 +146,7 @@ def test_whatever_happens_every_score_and_every_row_is_the_requests_own(model: P
 
 
 @each_mode
-def test_a_request_without_a_plan_passes_those_that_wait_for_a_slot(model: Path, mode: Mode) -> None:
+def test_a_request_without_a_plan_passes_those_that_wait_for_a_row(model: Path, mode: Mode) -> None:
     engine = FakeEngine(model, mode, ONE_PLAN)
     engine.submit(make_ask("holder", PLANS[1], max_tokens=30))
     waiting = [f"waits{i}" for i in range(5)]
@@ -184,7 +184,7 @@ scarce = pytest.mark.parametrize(
         (Plan((chained(1, "all"),)), Plan((chained(2, "all"),))),
         (Plan((), (probe(11),)), Plan((), (probe(12),))),
     ],
-    ids=["slots", "chains", "columns"],
+    ids=["rows", "chains", "columns"],
 )
 
 
@@ -213,7 +213,7 @@ def test_without_ageing_a_rare_plan_would_wait_for_ever(
 
 
 @each_mode
-def test_who_waits_long_for_a_slot_holds_up_nobody_who_only_reads(
+def test_who_waits_long_for_a_row_holds_up_nobody_who_only_reads(
     model: Path, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scheduler_module, "PATIENCE", 5)
@@ -314,7 +314,7 @@ def test_a_request_given_up_with_two_steps_in_flight_is_heard_of_no_more(model: 
     received = engine.tracks["a"].count_forwarded(0, 100)
     engine.step(abort=["a"])
     assert engine.seen["late ends"] == 2
-    assert engine.scheduler.pilothouse_slots.held == 1
+    assert engine.scheduler.pilothouse_rows.held == 1
     engine.drain()
     assert engine.tracks["a"].count_forwarded(0, 100) == received
     check_result(engine, "b")
@@ -332,7 +332,7 @@ def test_the_readings_of_a_request_put_back_in_flight_are_kept(model: Path, mode
         engine.step()
     (back,) = engine.preempted()
     assert engine.tracks[back].count_forwarded(0, 100) == before[back] + 1
-    assert engine.scheduler.pilothouse_slots.held == 2, "who was put back keeps its slot"
+    assert engine.scheduler.pilothouse_rows.held == 3, "who was put back keeps its rows"
     engine.drain()
     for name in engine.asks:
         check_result(engine, name)
@@ -341,9 +341,7 @@ def test_the_readings_of_a_request_put_back_in_flight_are_kept(model: Path, mode
 
 @ahead
 @pytest.mark.parametrize("how", ["stop", "abort"])
-def test_a_slot_goes_to_another_plan_right_behind_the_last_step_of_its_holder(
-    model: Path, mode: Mode, how: str
-) -> None:
+def test_a_row_goes_to_another_plan_right_behind_the_last_step_of_its_holder(model: Path, mode: Mode, how: str) -> None:
     engine = FakeEngine(model, mode, ONE_PLAN)
     engine.submit(make_ask("a", PLANS[2], max_tokens=9, stop_at=4 if how == "stop" else None))
     engine.submit(make_ask("b", Plan((edit(5, "all"),), (probe(12),))))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from engine_support import plans as make
@@ -71,19 +73,35 @@ def test_a_plan_survives_the_wire() -> None:
     assert [(s.start, s.stop, s.row) for s in wire.spans] == [(0, 4, 0), (4, END, 1)]
 
 
-def test_equal_content_shares_a_slot_and_positions_do_not_matter_to_it() -> None:
+def test_equal_content_shares_a_row_and_positions_do_not_matter_to_it() -> None:
     rng = np.random.default_rng(0)
     change = make.edit(rng, [1], "generation")
+    later = replace(change, positions=PositionRange(3, 9))
+    other = make.edit(rng, [1], "all")
     layout = EngineLayout()
     first, _ = resolve(Plan((change,)), 5, layout)
     second, _ = resolve(Plan((change,)), 50, layout)
-    other, _ = resolve(Plan((make.edit(rng, [1], "generation"),)), 5, layout)
-    assert first.slot == second.slot != other.slot
+    third, _ = resolve(Plan((other, later)), 50, layout)
+    assert first.row_keys == second.row_keys
+    assert len(set(third.row_keys)) == 2
+    assert not set(first.row_keys) & set(third.row_keys)
+    fourth, _ = resolve(Plan((other, replace(later, positions="all"), replace(other, positions="prompt"))), 50, layout)
+    alone, _ = resolve(Plan((other,)), 50, layout)
+    assert alone.row_keys[0] in third.row_keys
+    assert len(set(fourth.row_keys)) == 2
 
 
-def test_a_plan_of_strength_zero_needs_no_slot_and_no_key() -> None:
+def test_the_order_of_a_sum_is_part_of_its_key() -> None:
+    rng = np.random.default_rng(0)
+    one, other = make.edit(rng, [1], "all"), make.edit(rng, [1], "all")
+    forward, _ = resolve(Plan((one, other)), 5, EngineLayout())
+    backward, _ = resolve(Plan((other, one)), 5, EngineLayout())
+    assert forward.row_keys != backward.row_keys
+
+
+def test_a_plan_of_strength_zero_needs_no_row_and_no_key() -> None:
     wire, _ = resolve(Plan((make.edit(np.random.default_rng(0), [1], "all", 0.0),)), 5, EngineLayout())
-    assert (wire.slot, wire.rows, wire.cache) == (b"", (), ())
+    assert (wire.row_keys, wire.rows, wire.cache) == ((), (), ())
 
 
 def test_an_empty_range_names_its_edit() -> None:
@@ -97,7 +115,7 @@ def test_too_many_overlaps_and_too_many_probes_are_refused() -> None:
     rng = np.random.default_rng(0)
     edits = tuple(make.edit(rng, [1], PositionRange(i, 30 + i)) for i in range(4))
     with pytest.raises(BadRequest, match="overlap"):
-        resolve(Plan(edits), 64, EngineLayout(rows_per_slot=4))
+        resolve(Plan(edits), 64, EngineLayout(rows_per_plan=4))
     readouts = tuple(make.readout(rng, [0]) for _ in range(3))
     with pytest.raises(BadRequest, match="probes"):
         resolve(Plan((), readouts), 5, EngineLayout(readouts=2))

@@ -34,7 +34,7 @@ def check_result(engine: FakeEngine, request_id: str, overran: bool = False) -> 
 def check_idle(engine: FakeEngine) -> None:
     """Nothing is kept of requests that are over."""
     scheduler = engine.scheduler
-    for table in (scheduler.pilothouse_slots, scheduler.pilothouse_chains, scheduler.pilothouse_columns):
+    for table in (scheduler.pilothouse_rows, scheduler.pilothouse_chains, scheduler.pilothouse_columns):
         table.check_integrity()
         assert table.held == 0
     for name in ("_held", "_pinned", "_refused", "_buffers", "_reserved", "_retired"):

@@ -248,7 +248,7 @@ class FakeEngine:
         from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 
         init_none_hash(sha256)
-        self.layout = layout or EngineLayout(slots=2, rows_per_slot=4, chains=2, chain_steps=2, readouts=3)
+        self.layout = layout or EngineLayout(rows=3, rows_per_plan=3, chains=2, chain_steps=2, readouts=3)
         self.scheduler = build_scheduler(model, self.layout, mode, blocks, **limits)
         self.asks: dict[str, Ask] = {}
         self.tracks: dict[str, ChoiceTrack] = {}

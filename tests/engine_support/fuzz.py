@@ -148,7 +148,7 @@ class Player:
         engine_scheduler, board = self.engine.scheduler, self.engine.board
         for name in ("_held", "_pinned", "_refused", "_retired", "_buffers"):
             assert not getattr(engine_scheduler, name), f"{name} still knows requests that are over"
-        for name in ("slots", "chains", "columns"):
+        for name in ("rows", "chains", "columns"):
             table = getattr(engine_scheduler, f"pilothouse_{name}")
             table.check_integrity()
             assert not table.held, f"a place among the {name} is held by nobody"

@@ -232,11 +232,11 @@ class Engine:
 
 
 def tight_engine(model: Path, blocks: int = 14) -> Engine:
-    """In this process and eager, where all is scarce: chunks of 16, two slots, four columns, and so few blocks that it
+    """In this process and eager, where all is scarce: chunks of 16, four rows, four columns, and so few blocks that it
     preempts, the more so since requests begin before the cache has room for all of their prompt."""
     return Engine(
         model,
-        EngineLayout(slots=2, chains=2, readouts=4),
+        EngineLayout(rows=4, rows_per_plan=4, chains=2, readouts=4),
         in_process=True,
         enforce_eager=True,
         block_size=32,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pilothouse.core.edits import Edit
-from pilothouse.core.messages import ChainLoad, RequestOrders, SlotLoad, StepOrders, StepReadings, WirePlan
+from pilothouse.core.messages import ChainLoad, RequestOrders, RowLoad, StepOrders, StepReadings, WirePlan
 from pilothouse.core.plans import END, edit_spans
 from pilothouse.engine import holdings, prefix_cache, wire
 from pilothouse.engine import scheduler as scheduler_module
@@ -62,12 +62,12 @@ def keys_without_offsets(patch: pytest.MonkeyPatch) -> None:
 
 def a_dropped_edit(patch: pytest.MonkeyPatch) -> None:
     """Where several edits are summed, the last is left out."""
-    right = Board._load_slot
+    right = Board._load_row
 
-    def load_slot(board: Board, load: SlotLoad) -> None:
-        right(board, SlotLoad(load.slot, tuple(row[:1] + row[1:-1] for row in load.rows)))
+    def load_row(board: Board, load: RowLoad) -> None:
+        right(board, RowLoad(load.row, load.edits[:1] + load.edits[1:-1]))
 
-    patch.setattr(Board, "_load_slot", load_slot)
+    patch.setattr(Board, "_load_row", load_row)
 
 
 def spans_of_a_shorter_prompt(patch: pytest.MonkeyPatch) -> None:

@@ -28,10 +28,10 @@ def run_with_aborts(engine: Engine, prompts: list[list[int]], plans: list[Plan],
 
 
 def take_every_place(engine: Engine, seed: int) -> tuple[list[list[int]], list[Plan], list[Result]]:
-    """As many new plans at once as the engine has slots, and as many new probes as it has columns; their results."""
+    """As many new plans at once as the engine has rows, and as many new probes as it has columns; their results."""
     rng = np.random.default_rng(seed)
     layout = engine.layout
-    plans = [Plan((make.edit(rng, [1], "all", 2.0),)) for _ in range(layout.slots)]
+    plans = [Plan((make.edit(rng, [1], "all", 2.0),)) for _ in range(layout.rows)]
     plans.append(Plan((), tuple(make.readout(rng, [2]) for _ in range(layout.readouts))))
     prompts = make.prompts(rng, len(plans), 20)
     return prompts, plans, engine.run(prompts, list(plans), 4)

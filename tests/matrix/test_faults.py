@@ -19,7 +19,7 @@ from pilothouse.harbor.paths import model_dir
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-SLOTS = 4
+ROWS = 8
 N_STREAMS = 3
 LABEL = '{model_name="harbor",vector="adhoc"}'
 
@@ -113,19 +113,19 @@ class Left:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("left"), "--enforce-eager", "--max-plans", str(SLOTS)) as running:
+    with serving(tmp_path_factory.mktemp("left"), "--enforce-eager", "--max-plans", str(ROWS // 2)) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def left(server: Server) -> Left:
     before = _counters(server)
-    stayed = [stream(server, number) for number in range(SLOTS - 2)]
+    stayed = [stream(server, number) for number in range(ROWS - 2)]
     for each in stayed:
         assert each.begun.wait(120)
     leavers = []
     for number in range(2):
-        leavers.append(stream(server, SLOTS + number))
+        leavers.append(stream(server, ROWS + number))
         assert leavers[-1].begun.wait(120)
         # At once: on a fast machine a stream that is under way is soon over.
         leavers[-1].drop()
@@ -133,7 +133,7 @@ def left(server: Server) -> Left:
     for each in stayed:
         each.wait()
     _wait_until(lambda: not counted(server, "vllm:num_requests_running"))
-    later = [ask(server, 3 * number + 1) for number in range(100, 100 + 2 * SLOTS)]
+    later = [ask(server, 3 * number + 1) for number in range(100, 100 + 2 * ROWS)]
     return Left(server, leavers, stayed, later, before)
 
 
@@ -173,9 +173,9 @@ def test_counters_agree_with_what_was_delivered(left: Left) -> None:
 
 @pytest.mark.cell("faults", LEAVING, "slots")
 def test_slots_come_back(left: Left) -> None:
-    assert len(left.later) == 2 * SLOTS
+    assert len(left.later) == 2 * ROWS
     # Together, in all the slots that there are.
-    again = [stream(left.server, 200 + number, max_tokens=40) for number in range(SLOTS)]
+    again = [stream(left.server, 200 + number, max_tokens=40) for number in range(ROWS)]
     for each in again:
         each.wait()
         assert each.ending == "done"

@@ -75,7 +75,7 @@ def run(way: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     held = sum(
         table.held
         for table in (
-            engine.scheduler.pilothouse_slots,
+            engine.scheduler.pilothouse_rows,
             engine.scheduler.pilothouse_chains,
             engine.scheduler.pilothouse_columns,
         )

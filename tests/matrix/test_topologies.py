@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 N_REQUESTS = 24
 N_SWAPS = 10
-SLOTS = 4
+ROWS = 8
 PASSING = "passing"
 """A name as long as the one that it takes the place of in a file whose header has a length."""
 CORES = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
@@ -66,7 +66,7 @@ def reference() -> Reference:
 @pytest.fixture(scope="module")
 def running(way: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     shape = WAYS[way]
-    options = ["--enforce-eager", "--max-plans", str(SLOTS), *shape.options()]
+    options = ["--enforce-eager", "--max-plans", str(ROWS // 2), *shape.options()]
     variables = CORES if shape.ranks > 1 else {}
     with serving(tmp_path_factory.mktemp("topology"), *options, **variables) as server:
         traffic, swaps = Traffic(), Swaps(server.url)
@@ -151,8 +151,8 @@ def test_names_slots_and_plans_do_not_outlive_what_they_were_for(running: Runnin
         assert client.delete(path).status_code == 200
         gone = [server.get(path).status_code for _ in range(4)]
     assert (seen, gone) == ([200] * 4, [404] * 4)
-    # As many plans as there are slots, in each engine, and more of them that wait.
-    numbers = range(100, 100 + 2 * SLOTS * way.ranks)
+    # As many plans as there are rows, in each engine, and more of them that wait.
+    numbers = range(100, 100 + 2 * ROWS * way.ranks)
     with ThreadPoolExecutor(len(numbers)) as pool:
         answers = list(pool.map(lambda number: ask(server, number, number % way.ranks, who=False), numbers))
     assert [answer.choice["finish_reason"] for answer in answers] == ["length"] * len(numbers)

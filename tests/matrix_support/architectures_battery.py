@@ -141,7 +141,7 @@ def _case(reference: Reference, job: Job) -> Case:
 def _held(engine: Engine) -> dict[str, int]:
     scheduler, board = engine.scheduler, engine.board
     return {
-        "slots": scheduler.pilothouse_slots.held,
+        "rows": scheduler.pilothouse_rows.held,
         "chains": scheduler.pilothouse_chains.held,
         "columns": scheduler.pilothouse_columns.held,
         "faults": scheduler.pilothouse_faults,

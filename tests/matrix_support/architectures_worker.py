@@ -72,7 +72,7 @@ def _start(architecture: Architecture, folder: Path) -> Any:
 
     from pilothouse.core.config import EngineLayout
 
-    layout = EngineLayout(slots=8, chains=8, readouts=8)
+    layout = EngineLayout(rows=16, chains=8, readouts=8)
     options = {"enforce_eager": True, **architecture.options}
     return Engine(folder, layout, in_process=True, **options)
 

@@ -155,7 +155,7 @@ def test_what_cannot_carry_plans_says_so(method: str, field: str, value: Any) ->
         ({"worker_cls": "their.Worker"}, "worker_cls is taken"),
         ({"scheduler_cls": "their.Scheduler"}, "scheduler_cls is taken"),
         ({"data_parallel_rank": 0}, "data_parallel_rank: its"),
-        ({"max_plans": 0}, "slots must be at least 1"),
+        ({"max_plans": 0}, "max_plans must be at least 1"),
         ({"max_edits": -1}, "max_edits must be at least 0"),
     ],
 )

@@ -89,7 +89,9 @@ def serve(
         bool, typer.Option(help="Before the first request, compare steering and reading with a reference.")
     ] = True,
     sites: Annotated[str, typer.Option(help="Layers that can be steered and read, joined by commas; all.")] = "all",
-    max_plans: Annotated[int, typer.Option(help="Distinct steering plans at once; more wait.")] = 64,
+    max_plans: Annotated[
+        int, typer.Option(help="Distinct steering plans at once, of two combinations of edits each; more wait.")
+    ] = 64,
     max_probes: Annotated[int, typer.Option(help="Distinct probes read at once; more wait.")] = 16,
     chain_steps: Annotated[
         int, typer.Option(help="Edits but sums that a token may have one after another; 0 compiles only `add` in.")
@@ -104,7 +106,11 @@ def serve(
 
     arguments = list(context.args)
     layout = EngineLayout(
-        sites=_layers(sites), slots=max_plans, chains=max_chains, chain_steps=chain_steps, readouts=max_probes
+        sites=_layers(sites),
+        rows=EngineLayout.rows_for(max_plans),
+        chains=max_chains,
+        chain_steps=chain_steps,
+        readouts=max_probes,
     )
     limits = Limits(max_edits=max_edits, max_strength=max_strength, max_sae_bytes=max_sae_mb * _MB)
     harbor = not launch.names_model(arguments)

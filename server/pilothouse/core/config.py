@@ -16,22 +16,22 @@ from pilothouse.core.errors import StartupError
 
 LAYOUT_KEY = "pilothouse"
 CONFIG_ENV = "PILOTHOUSE_CONFIG"
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 
 
 @dataclass(frozen=True)
 class EngineLayout:
     """Shapes of the hooks: which layers have a site, how many distinct plans and probes run at once.
 
-    slots: distinct steering plans in one batch; rows_per_slot: distinct combinations of edits that one plan may have
-    over its positions; chain_steps: edits that one plan may apply one after another at a token, beside those that are
-    mere sums (0: only these are compiled in); chains: distinct plans with such edits in one batch; readouts: distinct
-    probes at once; capture: keep the whole stream of every site (offline only).
+    rows: distinct combinations of edits in one batch, of all plans together; rows_per_plan: of those, how many one
+    plan may have over its positions; chain_steps: edits that one plan may apply one after another at a token,
+    beside those that are mere sums (0: only these are compiled in); chains: distinct plans with such edits in one
+    batch; readouts: distinct probes at once; capture: keep the whole stream of every site (offline only).
     """
 
     sites: tuple[int, ...] | None = None
-    slots: int = 64
-    rows_per_slot: int = 8
+    rows: int = 128
+    rows_per_plan: int = 8
     chains: int = 32
     chain_steps: int = 4
     readouts: int = 16
@@ -39,19 +39,25 @@ class EngineLayout:
     version: int = LAYOUT_VERSION
 
     def __post_init__(self) -> None:
-        for name in ("slots", "rows_per_slot", "chains", "readouts"):
+        for name in ("rows", "rows_per_plan", "chains", "readouts"):
             if getattr(self, name) < 1:
                 raise StartupError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.rows < self.rows_per_plan:
+            raise StartupError(f"{self.rows} rows do not hold a plan of {self.rows_per_plan}")
         if self.chain_steps < 0:
             raise StartupError(f"chain_steps must be at least 0, not {self.chain_steps}")
+
+    @classmethod
+    def rows_for(cls, max_plans: int) -> int:
+        """Rows for so many distinct plans at once: nearly all have one combination of edits, few more than two."""
+        if max_plans < 1:
+            raise StartupError(f"max_plans must be at least 1, not {max_plans}")
+        return max(2 * max_plans, cls.rows_per_plan)
 
     @property
     def n_rows(self) -> int:
         """Rows of an edit bank: row 0 is the exact no-op."""
-        return 1 + self.slots * self.rows_per_slot
-
-    def first_row(self, slot: int) -> int:
-        return 1 + slot * self.rows_per_slot
+        return 1 + self.rows
 
     @property
     def n_chains(self) -> int:

@@ -74,7 +74,7 @@ class WireStep(msgspec.Struct, frozen=True, array_like=True):
 
 
 class WireSpan(msgspec.Struct, frozen=True, array_like=True):
-    """Positions [start, stop) take row `row` of the plan's slot."""
+    """Positions [start, stop) take the plan's row number `row`."""
 
     start: int
     stop: int
@@ -92,16 +92,16 @@ class CacheSpan(msgspec.Struct, frozen=True, array_like=True):
 class WirePlan(msgspec.Struct, frozen=True, array_like=True):
     """A plan resolved against its prompt.
 
-    rows: for each row of the slot, the numbers of the edits that are summed in it; slot: digest of rows and edits
-    (empty when nothing is added); chain: digest of the steps (empty when there are none), positions and readout numbers
-    aside; steps: edits that act one after another, behind the row's sum; stops: what ends the sequence; readouts:
-    digests of the readout directions; read_from: first position whose readouts are sent back; gather: readings may
-    wait for one another until the sequence ends, for nobody looks at them before.
+    rows: for each row, the numbers of the edits that are summed in it; row_keys: digest of each row's edits; chain:
+    digest of the steps (empty when there are none), positions and readout numbers aside; steps: edits that act one
+    after another, behind the row's sum; stops: what ends the sequence; readouts: digests of the readout directions;
+    read_from: first position whose readouts are sent back; gather: readings may wait for one another until the
+    sequence ends, for nobody looks at them before.
     """
 
-    slot: bytes = b""
     edits: tuple[WireEdit, ...] = ()
     rows: tuple[tuple[int, ...], ...] = ()
+    row_keys: tuple[bytes, ...] = ()
     spans: tuple[WireSpan, ...] = ()
     cache: tuple[CacheSpan, ...] = ()
     chain: bytes = b""
@@ -178,11 +178,11 @@ reading_decoder = msgspec.msgpack.Decoder(Reading)
 
 
 @dataclass(frozen=True)
-class SlotLoad:
-    """Fill slot `slot`: row i becomes the sum over j of coefficient x direction, by layer."""
+class RowLoad:
+    """Fill row `row` of the banks: it becomes the sum over the edits of coefficient x direction, by layer."""
 
-    slot: int
-    rows: tuple[tuple[WireEdit, ...], ...]
+    row: int
+    edits: tuple[WireEdit, ...]
 
 
 @dataclass(frozen=True)
@@ -204,9 +204,12 @@ class ReadoutLoad:
 
 @dataclass(frozen=True)
 class RequestOrders:
-    """A request that starts: where its positions find their rows and steps and which columns are its readouts."""
+    """A request that starts: where its positions find their rows and steps and which columns are its readouts.
 
-    slot: int
+    rows: of the banks, for each row of its plan.
+    """
+
+    rows: tuple[int, ...]
     spans: tuple[WireSpan, ...]
     columns: tuple[int, ...]
     read_from: int
@@ -221,7 +224,7 @@ class StepOrders:
     retire: tuple[str, ...] = ()
     forget: tuple[bytes, ...] = ()
     directions: Mapping[bytes, Payload] = field(default_factory=dict)
-    slots: tuple[SlotLoad, ...] = ()
+    rows: tuple[RowLoad, ...] = ()
     chains: tuple[ChainLoad, ...] = ()
     readouts: tuple[ReadoutLoad, ...] = ()
     requests: Mapping[str, RequestOrders] = field(default_factory=dict)

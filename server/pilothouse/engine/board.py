@@ -16,7 +16,7 @@ import torch
 from pilothouse.core.config import EngineLayout
 from pilothouse.core.directions import rows_from_payload
 from pilothouse.core.edits import Rule
-from pilothouse.core.messages import ChainLoad, SlotLoad, StepCost, StepOrders, StepReadings
+from pilothouse.core.messages import ChainLoad, RowLoad, StepCost, StepOrders, StepReadings
 from pilothouse.core.sites import Float32
 from pilothouse.engine.batch import Batch, steps_until_change
 from pilothouse.engine.latches import Latches
@@ -31,7 +31,7 @@ class Board:
         self.layout = layout
         self.buffers = buffers
         self.sites = dict(sorted(sites.items()))
-        self.spans = SpanTable(2 * layout.rows_per_slot, layout.chain_steps)
+        self.spans = SpanTable(2 * layout.rows_per_plan, layout.chain_steps)
         self.latches = Latches(layout.chain_steps, buffers.rows.device)
         self.directions: dict[bytes, dict[int, torch.Tensor]] = {}
         self.captures: dict[str, dict[int, list[Float32]]] = {}
@@ -58,8 +58,8 @@ class Board:
         for digest, payload in orders.directions.items():
             rows = rows_from_payload(payload)
             self.directions[digest] = {layer: torch.from_numpy(row.copy()) for layer, row in rows.items()}
-        for load in orders.slots:
-            self._load_slot(load)
+        for load in orders.rows:
+            self._load_row(load)
         for chain in orders.chains:
             self._load_chain(chain)
         for readout in orders.readouts:
@@ -71,7 +71,7 @@ class Board:
                 else:
                     site.readouts[readout.column].copy_(row)
         for request_id, request in orders.requests.items():
-            self.latches.set(self.spans.add(request_id, request, self.layout.first_row(request.slot)), request)
+            self.latches.set(self.spans.add(request_id, request), request)
 
     def map_tokens(self, request_ids: Sequence[str], counts: Ints, computed: Ints) -> None:
         """Write the row of every token of the step.
@@ -191,19 +191,17 @@ class Board:
             for request, layers in taken.items()
         }
 
-    def _load_slot(self, load: SlotLoad) -> None:
-        first = self.layout.first_row(load.slot)
+    def _load_row(self, load: RowLoad) -> None:
         for layer, site in self.sites.items():
-            bank = site.edits[first : first + self.layout.rows_per_slot]
-            bank.zero_()
-            for i, edits in enumerate(load.rows):
-                parts = [
-                    edit.coefficients[layer] * self.directions[edit.direction][layer]
-                    for edit in edits
-                    if layer in edit.coefficients
-                ]
-                if parts:
-                    bank[i].copy_(torch.stack(parts).sum(dim=0))
+            parts = [
+                edit.coefficients[layer] * self.directions[edit.direction][layer]
+                for edit in load.edits
+                if layer in edit.coefficients
+            ]
+            if parts:
+                site.edits[load.row].copy_(torch.stack(parts).sum(dim=0))
+            else:
+                site.edits[load.row].zero_()
 
     def _load_chain(self, load: ChainLoad) -> None:
         for layer, site in self.sites.items():

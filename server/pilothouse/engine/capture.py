@@ -28,7 +28,7 @@ class CapturingEngine:
         prepare_environment()
         from vllm import LLM, SamplingParams
 
-        layout = EngineLayout(capture=True, slots=1, rows_per_slot=1, readouts=1)
+        layout = EngineLayout(capture=True, rows=1, rows_per_plan=1, readouts=1)
         options = {"enable_prefix_caching": False, "disable_log_stats": True, **engine_arguments}
         self._llm = LLM(model=model, **options, **engine_options(layout))
         config = self._llm.llm_engine.vllm_config

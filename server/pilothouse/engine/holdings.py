@@ -20,7 +20,7 @@ class Held:
     """What a request holds from its admission until it is freed."""
 
     plan: WirePlan
-    slot: int
+    rows: tuple[int, ...]
     chain_key: bytes
     chain: int
     columns: tuple[int, ...]
@@ -41,7 +41,7 @@ class Held:
 class Lack(NamedTuple):
     """For want of what a request must wait."""
 
-    slot: bool
+    rows: bool
     chain: bool
     columns: bool
 

@@ -1,4 +1,4 @@
-"""The scheduler with slots: a request runs only when its plan has a slot and its probes have columns.
+"""The scheduler with slots: a request runs only when the rows of its plan and its probes have places.
 
 Seam: `Scheduler` and `AsyncScheduler` of vllm/v1/core/sched (add_request, _handle_blocked_waiting_request, schedule,
 _free_request, update_from_output, _update_request_with_output, _get_local_prefix_cache_hit, reset_prefix_cache), held
@@ -22,7 +22,7 @@ from pilothouse.core.messages import (
     ChainLoad,
     ReadoutLoad,
     RequestOrders,
-    SlotLoad,
+    RowLoad,
     StepCost,
     StepOrders,
     StepReadings,
@@ -45,7 +45,7 @@ else:
 logger = logging.getLogger(__name__)
 
 PATIENCE = 200
-"""Steps after which a request that waits for a slot or a column goes before all that would prolong its wait."""
+"""Steps after which a request that waits for places goes before all that would prolong its wait."""
 
 
 class SteeringScheduler(_Base):
@@ -55,7 +55,7 @@ class SteeringScheduler(_Base):
         super().__init__(*args, **kwargs)
         install_edit_keys()
         layout = layout_of(self.vllm_config)
-        self.pilothouse_slots = SlotTable(layout.slots)
+        self.pilothouse_rows = SlotTable(layout.rows)
         self.pilothouse_chains = SlotTable(layout.n_chains - 1)
         self.pilothouse_columns = SlotTable(layout.readouts)
         self.pilothouse_directions = DirectionStore()
@@ -151,21 +151,22 @@ class SteeringScheduler(_Base):
         # Where a gate's column is not given out yet, no loaded chain can look at it.
         chain_keys = _chain_keys(plan, columns) if columns is not None else [b"new"] * bool(plan.chain)
         return Lack(
-            slot=not self.pilothouse_slots.can_acquire([plan.slot] if plan.slot else []),
+            rows=not self.pilothouse_rows.can_acquire(plan.row_keys),
             chain=not self.pilothouse_chains.can_acquire(chain_keys),
             columns=not self.pilothouse_columns.can_acquire(plan.readouts),
         )
 
     def _hold(self, plan: WirePlan) -> Held:
         """Places for `plan` in all tables; call only when it lacks none."""
-        slots = self.pilothouse_slots.acquire([plan.slot] if plan.slot else [])
+        rows = self.pilothouse_rows.acquire(plan.row_keys)
         columns = self.pilothouse_columns.acquire(plan.readouts)
         chain_keys = _chain_keys(plan, columns)
         chains = self.pilothouse_chains.acquire(chain_keys)
         collector = BlockCollector(self._scores, plan.readouts) if _wants_prompt_scores(plan) else None
         return Held(
             plan,
-            slot=slots[0] if slots else 0,
+            # Row 0 of the banks is nobody's.
+            rows=tuple(1 + row for row in rows),
             chain_key=chain_keys[0] if chains else b"",
             chain=1 + chains[0] if chains else 0,
             columns=tuple(columns),
@@ -175,7 +176,8 @@ class SteeringScheduler(_Base):
     def _must_give_way(self, request_id: str, plan: WirePlan) -> bool:
         """Whether a request that was refused long ago lacks what this one would join or take.
 
-        Without this a rare plan could wait for ever behind a popular one, whose requests share its slot without pause.
+        Without this a rare plan could wait for ever behind a popular one, whose requests hand its places on without a
+        pause.
         """
         first = next(iter(self._refused), request_id)
         if first == request_id:
@@ -183,7 +185,7 @@ class SteeringScheduler(_Base):
         refusal = self._refused[first]
         if self.current_step - refusal.step < PATIENCE:
             return False
-        wants = Lack(bool(plan.slot), bool(plan.chain), bool(plan.readouts))
+        wants = Lack(bool(plan.rows), bool(plan.chain), bool(plan.readouts))
         return any(lacks and wanted for lacks, wanted in zip(refusal.lack, wants, strict=True))
 
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -203,7 +205,7 @@ class SteeringScheduler(_Base):
         """Nobody is here: nothing may be held. What is wrong is reported and made good, and serving goes on."""
         left = {name: len(getattr(self, name)) for name in ("_held", "_pinned", "_refused")}
         faults = [f"{count} in {name}" for name, count in left.items() if count]
-        for table in (self.pilothouse_slots, self.pilothouse_chains, self.pilothouse_columns):
+        for table in (self.pilothouse_rows, self.pilothouse_chains, self.pilothouse_columns):
             try:
                 table.check_idle()
             except AssertionError as error:
@@ -211,7 +213,7 @@ class SteeringScheduler(_Base):
         if faults:
             self.pilothouse_faults += 1
             logger.error("Slots are not as they should be when no request is left: %s", "; ".join(faults))
-            self.pilothouse_slots = SlotTable(self.pilothouse_slots.capacity)
+            self.pilothouse_rows = SlotTable(self.pilothouse_rows.capacity)
             self.pilothouse_chains = SlotTable(self.pilothouse_chains.capacity)
             self.pilothouse_columns = SlotTable(self.pilothouse_columns.capacity)
             for name in left:
@@ -260,8 +262,7 @@ class SteeringScheduler(_Base):
             self.pilothouse_directions.take(request.client_index, directions_decoder.decode(raw))
 
     def _let_go(self, held: Held) -> None:
-        if held.plan.slot:
-            self.pilothouse_slots.release([held.plan.slot])
+        self.pilothouse_rows.release(held.plan.row_keys)
         if held.chain_key:
             self.pilothouse_chains.release([held.chain_key])
         self.pilothouse_columns.release(held.plan.readouts)
@@ -269,7 +270,7 @@ class SteeringScheduler(_Base):
     def _orders(self, started: list[str]) -> StepOrders | None:
         """What the workers must do before this step, given the requests that start in it."""
         store = self.pilothouse_directions
-        slots: list[SlotLoad] = []
+        rows: list[RowLoad] = []
         chains: list[ChainLoad] = []
         readouts: list[ReadoutLoad] = []
         requests: dict[str, RequestOrders] = {}
@@ -277,9 +278,11 @@ class SteeringScheduler(_Base):
         for request_id in started:
             held = self._held[request_id]
             plan = held.plan
-            if plan.slot and self.pilothouse_slots.mark_loaded(plan.slot):
-                slots.append(SlotLoad(held.slot, tuple(tuple(plan.edits[i] for i in row) for row in plan.rows)))
-                needed.update(edit.direction for edit in plan.edits)
+            for place, key, row in zip(held.rows, plan.row_keys, plan.rows, strict=True):
+                if self.pilothouse_rows.mark_loaded(key):
+                    edits = tuple(plan.edits[i] for i in row)
+                    rows.append(RowLoad(place, edits))
+                    needed.update(edit.direction for edit in edits)
             if held.chain_key and self.pilothouse_chains.mark_loaded(held.chain_key):
                 columns = tuple(0 if step.gate is None else held.columns[step.gate.readout] for step in plan.steps)
                 chains.append(ChainLoad(held.chain, plan.steps, columns))
@@ -289,13 +292,13 @@ class SteeringScheduler(_Base):
                     readouts.append(ReadoutLoad(column, digest))
                     needed.add(digest)
             requests[request_id] = RequestOrders(
-                held.slot, plan.spans, held.columns, plan.read_from, held.chain, plan.steps
+                held.rows, plan.spans, held.columns, plan.read_from, held.chain, plan.steps
             )
         retired, self._retired = tuple(self._retired), []
         forget = store.dropped()
         if not (requests or retired or forget):
             return None
-        return StepOrders(retired, forget, store.unsent(needed), tuple(slots), tuple(chains), tuple(readouts), requests)
+        return StepOrders(retired, forget, store.unsent(needed), tuple(rows), tuple(chains), tuple(readouts), requests)
 
     def _buffer(self, readings: StepReadings, rejected: Mapping[str, int]) -> None:
         """Take in what a step ran; rejected: of how many draft tokens, the last ones of each request, it did so in

@@ -88,7 +88,7 @@ class StepBuffers(nn.Module):
 class Site(nn.Module):
     """Reads, then edits, the stream after one block.
 
-    edits: [1 + slots * rows_per_slot, d_model] in the model's dtype; readouts: [readouts, d_model] float32;
+    edits: [1 + rows, d_model] in the model's dtype; readouts: [readouts, d_model] float32;
     captured: [max_tokens, d_model] float32, in capture mode only.
     """
 

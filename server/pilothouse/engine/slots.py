@@ -1,6 +1,6 @@
 """Places in the engine's fixed-size tables, given out by content.
 
-One table holds the slots of steering plans, another the columns of readouts. Requests that need the same content share
+One table gives out rows of edits, one chains, one the columns of readouts. Requests that need the same content share
 a place; a place that nobody holds keeps its content until it is needed for something else (least recently used first).
 """
 

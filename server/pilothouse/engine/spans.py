@@ -35,13 +35,13 @@ class SpanTable:
         """Lines that there is room for; it grows."""
         return len(self.read_from)
 
-    def add(self, request_id: str, orders: RequestOrders, first_row: int) -> int:
+    def add(self, request_id: str, orders: RequestOrders) -> int:
         """Note where `request_id` finds its rows and steps; replaces an earlier line of the same request."""
         line = self._line.get(request_id) or self._new_line(request_id)
         self.start[line], self.stop[line], self.row[line] = 0, 0, 0
         for i, span in enumerate(orders.spans):
             self.start[line, i], self.stop[line, i] = span.start, span.stop
-            self.row[line, i] = first_row + span.row
+            self.row[line, i] = orders.rows[span.row]
         self.chain[line] = orders.chain
         self.step_start[line], self.step_stop[line] = 0, 0
         for k, step in enumerate(orders.steps):

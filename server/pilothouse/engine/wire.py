@@ -51,9 +51,9 @@ def resolve(
             "steering",
         )
     wire = WirePlan(
-        slot=_slot_digest(plan, rows),
         edits=edits,
         rows=rows,
+        row_keys=tuple(_row_key(plan.edits, row) for row in rows),
         spans=wire_spans,
         cache=tuple(
             CacheSpan(start, stop, edit.digest)
@@ -96,23 +96,19 @@ def _rows(
     live = [span if i in summed else (0, 0) for i, span in enumerate(spans)]
     found = segments(live)
     combinations = list(dict.fromkeys(segment.active for segment in found))
-    if len(combinations) > layout.rows_per_slot or len(found) > 2 * layout.rows_per_slot:
+    if len(combinations) > layout.rows_per_plan or len(found) > 2 * layout.rows_per_plan:
         raise BadRequest(
             f"the position ranges overlap in {len(combinations)} different ways; this server allows "
-            f"{layout.rows_per_slot} in one request",
+            f"{layout.rows_per_plan} in one request",
             "steering",
         )
     number = {active: row for row, active in enumerate(combinations)}
     return tuple(combinations), tuple(WireSpan(s.start, s.stop, number[s.active]) for s in found)
 
 
-def _slot_digest(plan: Plan, rows: tuple[tuple[int, ...], ...]) -> bytes:
-    if not rows:
-        return b""
-    sha = hashlib.sha256(repr(rows).encode())
-    for edit in plan.edits:
-        sha.update(edit.digest)
-    return sha.digest()
+def _row_key(edits: tuple[Edit, ...], row: tuple[int, ...]) -> bytes:
+    """What a row is shared by: its edits in their order, for sums of floating-point numbers depend on it."""
+    return hashlib.sha256(b"pilothouse.row.1" + b"".join(edits[i].digest for i in row)).digest()
 
 
 def _step(edit: Edit, span: Span, readouts: tuple[bytes, ...]) -> WireStep:

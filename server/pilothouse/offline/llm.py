@@ -40,7 +40,7 @@ class LLM(PlannedLLM):
         saes: Places = None,
         monitors: Place | None = None,
         sites: Iterable[int] | None = None,
-        max_plans: int = EngineLayout.slots,
+        max_plans: int = 64,
         max_probes: int = EngineLayout.readouts,
         chain_steps: int = EngineLayout.chain_steps,
         max_chains: int = EngineLayout.chains,
@@ -63,7 +63,7 @@ class LLM(PlannedLLM):
             options = {**SETTINGS, **options}
         layout = EngineLayout(
             sites=None if sites is None else tuple(sorted(set(sites))),
-            slots=max_plans,
+            rows=EngineLayout.rows_for(max_plans),
             chains=max_chains,
             chain_steps=chain_steps,
             readouts=max_probes,

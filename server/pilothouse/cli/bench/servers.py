@@ -136,5 +136,5 @@ async def layout_of(server: Server) -> dict[str, int]:
         answer = await client.get("/v1/capabilities")
     answer.raise_for_status()
     found = answer.json()
-    shapes = {name: int(found["limits"][name]) for name in ("slots", "chain_steps", "readouts")}
+    shapes = {name: int(found["limits"][name]) for name in ("rows", "chain_steps", "readouts")}
     return {"sites": len(found["sites"]), **shapes}
