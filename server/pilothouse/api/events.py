@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from pilothouse.core.listing import json_of
+
 DONE = "data: [DONE]"
 ERROR = 'data: {"error"'
 
@@ -24,7 +26,6 @@ _HEAD = re.compile(r'"choices":\[\{"index":(\d+),')
 _NEXT = '},{"index":'
 _TAIL = '"logprobs":null,"finish_reason":null'
 
-_encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
 
@@ -77,6 +78,6 @@ def written(chunk: dict[str, Any]) -> str:
 
 def _text(value: dict[str, Any]) -> str:
     try:
-        return _encode(value).decode()
+        return json_of(value).decode()
     except UnicodeEncodeError:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=list)

@@ -3,12 +3,11 @@
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-import msgspec
+from typing import NamedTuple
 
 from pilothouse.api.names import quote
 from pilothouse.core.errors import NotFound
+from pilothouse.core.listing import json_of
 from pilothouse.core.record_body import record_body
 from pilothouse.core.records import RequestOutcome
 
@@ -43,7 +42,7 @@ class ResultsStore:
         if earlier := self._records.pop(outcome.response_id, None):
             replaced = earlier.replaced + 1
             self._bytes -= len(earlier.text)
-        text = _encoded(record_body(outcome, replaced))
+        text = json_of(record_body(outcome, replaced))
         self._bytes += len(text)
         self._records[outcome.response_id] = _Kept(text, replaced)
         while len(self._records) > self.max_records or (self._bytes > self._max_bytes and len(self._records) > 1):
@@ -72,8 +71,4 @@ def newest(records: Sequence[bytes]) -> bytes:
         return records[0]
     found = sorted(map(json.loads, records), key=lambda record: record["time"])
     replaced = sum(record["replaced"] for record in found) + len(found) - 1
-    return _encoded({**found[-1], "replaced": replaced})
-
-
-def _encoded(record: dict[str, Any]) -> bytes:
-    return msgspec.json.encode(record)
+    return json_of({**found[-1], "replaced": replaced})

@@ -1,13 +1,14 @@
 """From the readouts of one sequence to what clients see of them: logits, scores, statistics, and why one is missing."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 
+from pilothouse.core.listing import Listing, TokenTable, numbers
 from pilothouse.core.records import ABORTED, Activity, ProbeOutcome
 from pilothouse.core.sites import Float32
 from pilothouse.core.tracks import ChoiceTrack
@@ -45,14 +46,6 @@ STAT_NAMES = (
 def number(value: float | None) -> float | None:
     """`value` as JSON can carry it: None for what is missing or not finite."""
     return float(value) if value is not None and math.isfinite(value) else None
-
-
-def numbers(values: Float32) -> list[float | None]:
-    """Every entry as `number`."""
-    found: list[float | None] = values.tolist()
-    for i in np.flatnonzero(~np.isfinite(values)).tolist():
-        found[i] = None
-    return found
 
 
 @dataclass(frozen=True)
@@ -187,21 +180,20 @@ class ChoiceScores:
                 return "one_generated_token"
         return NOT_FINITE
 
-    def generated_entries(self, reports: Sequence[Report], decode: Decode) -> Iterable[list[dict[str, Any]]]:
+    def generated_entries(self, reports: Sequence[Report], decode: Decode) -> list[Listing]:
         """`tokens` of each report: one entry for each generated token, the last one null by contract."""
-        ids = self.track.token_ids
-        words = list(map(decode, ids))
+        ids = list(self.track.token_ids)
 
         @cache
         def why(j: int) -> str | None:
             return self._why_missing(self.track.n_prompt + j) if j < len(ids) - 1 else None
 
-        return (_listed(words, ids, report.logits, report.scores, why) for report in reports)
+        logits = np.array([report.logits for report in reports])
+        return TokenTable(list(map(decode, ids)), ids, logits, reports[0].all_scores(), why).listings()
 
-    def prompt_entries(self, decode: Decode, bos: int | None) -> Mapping[str, list[dict[str, Any]]]:
+    def prompt_entries(self, decode: Decode, bos: int | None) -> Mapping[str, Listing]:
         """`prompt_tokens` of each probe by its name. The beginning-of-sequence token is never scored."""
         ids = self._prompt_ids
-        words = list(map(decode, ids))
         logits = self.logits(0, self.track.n_prompt)
         has_bos = bos is not None and ids[0] == bos
         if has_bos:
@@ -211,8 +203,8 @@ class ChoiceScores:
         def why(p: int) -> str:
             return "bos" if has_bos and p == 0 else self._why_missing(p)
 
-        columns = zip(self.names, logits.T, self.token_scores(logits).T, strict=True)
-        return {name: _listed(words, ids, row, scores, why) for name, row, scores in columns}
+        table = TokenTable(list(map(decode, ids)), ids, logits.T, self.token_scores(logits).T, why)
+        return dict(zip(self.names, table.listings(), strict=True))
 
     def _why_missing(self, position: int) -> str:
         if self.track.scored.count(position, position + 1):
@@ -220,20 +212,6 @@ class ChoiceScores:
         if self.track.complete or self.track.count_forwarded(position, position + 1):
             return ENGINE_GAP
         return "not_forwarded"
-
-
-def _listed(
-    words: Sequence[str], ids: Sequence[int], logits: Float32, scores: Float32, why: Callable[[int], str | None]
-) -> list[dict[str, Any]]:
-    """An entry for each token; `why` says, by its place, why it has no logit, None where that goes without saying."""
-    columns = zip(words, ids, numbers(logits), numbers(scores), strict=True)
-    entries: list[dict[str, Any]] = [
-        {"token": word, "token_id": token, "logit": logit, "score": score} for word, token, logit, score in columns
-    ]
-    for j in np.flatnonzero(np.isnan(logits)).tolist():
-        if (reason := why(j)) is not None:
-            entries[j]["reason"] = reason
-    return entries
 
 
 def describe(report: Report, token: Decode) -> dict[str, Any]:

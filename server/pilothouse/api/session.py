@@ -17,6 +17,7 @@ from pilothouse.api.scoring import ADHOC, FAILED, ChoiceScores, Decode, Report, 
 from pilothouse.core.edits import Edit
 from pilothouse.core.errors import EngineGap
 from pilothouse.core.gaps import Gap, asked_for, describe_gaps, find_gaps
+from pilothouse.core.listing import Listing
 from pilothouse.core.messages import StepCost
 from pilothouse.core.record_body import REASONS, without_words
 from pilothouse.core.records import (
@@ -120,10 +121,7 @@ class Session:
         """`steering` and `probes` of finished choice `index`; EngineGap when what the client asked for was not done."""
         if not self._shows:
             return {}
-        choice = self._choices[index]
-        if fault := self._fault(choice):
-            raise EngineGap(fault)
-        return self._finished(choice)
+        return _as_objects(self._faultless(self._choices[index]))
 
     def token_scores(self, index: int) -> list[dict[str, Any] | None]:
         """For each generated token so far its logit and score by probe, None where no probe has one."""
@@ -190,8 +188,8 @@ class Session:
         announces = "role" not in (shown.get("delta") or {})
         if self._streams_scores and (block := choice.feed.take(finished, announces)) is not None:
             shown[SCORES] = choice.feed.named(block)
-        if finished:
-            shown.update(self.decorate(shown["index"]))
+        if finished and self._shows:
+            shown.update(self._faultless(choice))
         return changed or len(shown) > before
 
     def _fill_logprobs(self, choice: _Choice, logprobs: Any) -> bool:
@@ -221,8 +219,14 @@ class Session:
         """What the engine left out of what the client asked for; empty when all is there."""
         return describe_gaps(asked_for(self._gaps(choice), bool(self.plan.edits), self.ask.reads_given))
 
+    def _faultless(self, choice: _Choice) -> dict[str, Any]:
+        """What a client is told of a sequence that has ended, with listings in it; EngineGap as `decorate`."""
+        if fault := self._fault(choice):
+            raise EngineGap(fault)
+        return self._finished(choice)
+
     def _finished(self, choice: _Choice) -> dict[str, Any]:
-        """What `decorate` answers and the record keeps, but for the words in reasons; made once."""
+        """What clients are told and the record keeps, but for the words in reasons; made once."""
         if choice.extras is None:
             choice.extras = self._extras(choice)
         return choice.extras
@@ -325,6 +329,17 @@ class Session:
         if PROBES in finished and not self.ask.tokens:
             finished = {**finished, PROBES: without_words(finished[PROBES], REASONS)}
         return {"index": index, "finish_reason": choice.scores.track.finish_reason} | finished
+
+
+def _as_objects(extras: dict[str, Any]) -> dict[str, Any]:
+    """`extras` with lists in the place of listings, which only our own JSON knows."""
+    if PROBES not in extras:
+        return extras
+    shown = {
+        name: {key: list(value) if isinstance(value, Listing) else value for key, value in entry.items()}
+        for name, entry in extras[PROBES].items()
+    }
+    return {**extras, PROBES: shown}
 
 
 def edit_name(edit: Edit) -> str:

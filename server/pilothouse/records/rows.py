@@ -75,11 +75,11 @@ def make_row(outcome: RequestOutcome, redaction: Redaction | None = None) -> Row
 
 def as_json(value: Any) -> str:
     """Compact JSON without NUL, which JSON escapes anyway, and without lone surrogates."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=list)
     try:
         text.encode()
     except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+        return json.dumps(value, separators=(",", ":"), allow_nan=False, default=list)
     return text
 
 

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from pilothouse.core.listing import Listing
 from pilothouse.core.records import RequestOutcome
 
 _RECORD = 600
 _OTHER = 12
+_ENTRY = 90
 _KEY = 10
 _LOOKED_AT = 2
 """Entries of a list that are weighed; the rest is taken to be like them, as tokens are."""
@@ -26,6 +28,8 @@ def _sampled(value: Any) -> int:
     if kind is list:
         n = len(value)
         return sum(map(_sampled, value[:_LOOKED_AT])) * n // min(n, _LOOKED_AT) if n else 0
+    if kind is Listing:
+        return _ENTRY * len(value)
     return _OTHER
 
 

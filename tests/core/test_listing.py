@@ -1,0 +1,53 @@
+"""What is listed of tokens: its JSON is that of its objects, whatever the words and the numbers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from api_support.client import strict_json
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from pilothouse.core.listing import Listing, TokenTable, json_of
+
+floats = st.floats(width=32) | st.just(float("nan"))
+words = st.text(max_size=4) | st.sampled_from(['"', "\\", "],[", ",", "\ud800", "\x00", "é", "🙂"])
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> TokenTable:
+    tokens = draw(st.lists(st.tuples(words, st.integers(0, 200_000)), max_size=6))
+    shape = (draw(st.integers(1, 3)), len(tokens))
+    logits, scores = (draw(arrays(np.float32, shape, elements=floats)) for _ in range(2))
+    reasons = draw(st.lists(st.none() | st.text(max_size=4), min_size=len(tokens), max_size=len(tokens)))
+    return TokenTable([word for word, _ in tokens], [token for _, token in tokens], logits, scores, reasons.__getitem__)
+
+
+@given(tables())
+def test_the_text_is_that_of_the_objects(table: TokenTable) -> None:
+    for probe, listing in enumerate(table.listings()):
+        expected = json.dumps(table.entries(probe), allow_nan=False)
+        assert strict_json(listing.text.decode()) == json.loads(expected)
+        assert [list(entry) for entry in json.loads(listing.text)] == [list(entry) for entry in listing]
+        assert strict_json(json_of({"a": [listing, 1]}).decode()) == {"a": [json.loads(expected), 1]}
+
+
+def test_a_listing_is_a_list_of_what_each_token_is_and_scores() -> None:
+    logits, scores = np.array([[1.5, np.nan, -np.inf]], np.float32), np.array([[0.75, np.nan, 0.0]], np.float32)
+    (listing,) = TokenTable(["a", "b", "c"], [7, 8, 9], logits, scores, {1: "engine_gap"}.get).listings()
+    entries: list[dict[str, Any]] = [
+        {"token": "a", "token_id": 7, "logit": 1.5, "score": 0.75},
+        {"token": "b", "token_id": 8, "logit": None, "score": None, "reason": "engine_gap"},
+        {"token": "c", "token_id": 9, "logit": None, "score": 0.0},
+    ]
+    assert isinstance(listing, Listing)
+    assert (len(listing), list(listing), listing[1:], listing[-1]) == (3, entries, entries[1:], entries[2])
+
+
+def test_what_is_no_json_is_refused() -> None:
+    with pytest.raises(TypeError, match="object is no JSON"):
+        json_of({"a": object()})
