@@ -33,6 +33,8 @@ def test_the_text_is_that_of_the_objects(table: TokenTable) -> None:
         expected = json.dumps(table.entries(probe), allow_nan=False)
         assert strict_json(listing.text.decode()) == json.loads(expected)
         assert [list(entry) for entry in json.loads(listing.text)] == [list(entry) for entry in listing]
+        bare = listing.without_words()
+        assert strict_json(bare.text.decode()) == list(bare) == [_wordless(entry) for entry in listing]
         assert strict_json(json_of({"a": [listing, 1]}).decode()) == {"a": [json.loads(expected), 1]}
 
 
@@ -51,3 +53,7 @@ def test_a_listing_is_a_list_of_what_each_token_is_and_scores() -> None:
 def test_what_is_no_json_is_refused() -> None:
     with pytest.raises(TypeError, match="object is no JSON"):
         json_of({"a": object()})
+
+
+def _wordless(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if not key.startswith("token")}

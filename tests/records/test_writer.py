@@ -115,7 +115,9 @@ def test_records_that_are_no_json_are_dropped(url: str, start_writer: StartWrite
     for i, value in enumerate((math.nan, object(), 1.0)):
         writer.observe(scored(i, 0.5, body=({"index": 0, "value": value},)))
     assert writer.flush(30)
-    assert_adds_up(writer.counts(), written=1, database=2)
+    assert_adds_up(writer.counts(), written=2, database=1)
+    values = [record["choices"][0]["value"] for record in everything(store).values()]
+    assert sorted(values, key=str) == [1.0, None]
 
 
 def test_a_listener_that_fails_disturbs_nobody(url: str, start_writer: StartWriter) -> None:

@@ -40,21 +40,22 @@ class TokenTable:
         """What is listed by each probe."""
         return [Listing(self, k) for k in range(len(self._logits))]
 
-    def entries(self, probe: int) -> list[Entry]:
-        """An entry for each token, by probe number `probe`."""
-        columns = zip(self._words, self._ids, numbers(self._logits[probe]), numbers(self._scores[probe]), strict=True)
-        found: list[Entry] = [
-            {"token": word, "token_id": token, "logit": logit, "score": score} for word, token, logit, score in columns
-        ]
+    def entries(self, probe: int, words: bool = True) -> list[Entry]:
+        """An entry for each token, by probe number `probe`; words: it says what the token is."""
+        columns = zip(numbers(self._logits[probe]), numbers(self._scores[probe]), strict=True)
+        found: list[Entry] = [{"logit": logit, "score": score} for logit, score in columns]
+        if words:
+            tokens = zip(self._words, self._ids, found, strict=True)
+            found = [{"token": word, "token_id": token, **entry} for word, token, entry in tokens]
         for j, reason in self._reasons(probe):
             found[j]["reason"] = reason
         return found
 
-    def text(self, probe: int) -> bytes:
+    def text(self, probe: int, words: bool = True) -> bytes:
         """The JSON of `entries`."""
         if not len(self):
             return b"[]"
-        pieces = self._frame.copy()
+        pieces = self._frames[words].copy()
         scores = self._texts[1][probe]
         pieces[_LOGIT::_PIECES] = self._texts[0][probe]
         pieces[_SCORE::_PIECES] = scores
@@ -68,14 +69,13 @@ class TokenTable:
                 yield j, reason
 
     @cached_property
-    def _frame(self) -> list[bytes]:
-        """The pieces of the text, with room for the numbers; the last one closes it."""
-        pieces: list[bytes] = []
-        before = b"[{"
-        for word, token in zip(self._words, self._ids, strict=True):
-            pieces += [b'%b"token":%b,"token_id":%d,"logit":' % (before, _text(word), token), b"", b',"score":', b""]
-            before = b"},{"
-        return [*pieces, b"}]"]
+    def _frames(self) -> dict[bool, list[bytes]]:
+        """The pieces of the text, with room for the numbers, with words and without."""
+        tokens = [
+            b'"token":%b,"token_id":%d,' % (_text(word), token)
+            for word, token in zip(self._words, self._ids, strict=True)
+        ]
+        return {True: _framed(tokens), False: _framed([b""] * len(self))}
 
     @cached_property
     def _texts(self) -> tuple[list[list[bytes]], list[list[bytes]]]:
@@ -86,9 +86,10 @@ class TokenTable:
 class Listing(Sequence[Entry]):
     """What is listed by one probe: a list of objects that are made when they are looked at."""
 
-    def __init__(self, table: TokenTable, probe: int) -> None:
+    def __init__(self, table: TokenTable, probe: int, words: bool = True) -> None:
         self._table = table
         self._probe = probe
+        self._words = words
 
     @overload
     def __getitem__(self, index: int) -> Entry: ...
@@ -106,12 +107,16 @@ class Listing(Sequence[Entry]):
     @cached_property
     def entries(self) -> list[Entry]:
         """The objects."""
-        return self._table.entries(self._probe)
+        return self._table.entries(self._probe, self._words)
 
     @cached_property
     def text(self) -> bytes:
         """The JSON."""
-        return self._table.text(self._probe)
+        return self._table.text(self._probe, self._words)
+
+    def without_words(self) -> "Listing":
+        """The same, but for what the tokens are."""
+        return Listing(self._table, self._probe, words=False)
 
 
 def json_of(value: Any) -> bytes:
@@ -126,6 +131,14 @@ def numbers(values: Float32) -> list[float | None]:
     for i in np.flatnonzero(~np.isfinite(values)).tolist():
         found[i] = None
     return found
+
+
+def _framed(tokens: Sequence[bytes]) -> list[bytes]:
+    """The pieces of a list of such tokens; the last one closes it."""
+    pieces: list[bytes] = []
+    for number, token in enumerate(tokens):
+        pieces += [b'%b%b"logit":' % (b"},{" if number else b"[{", token), b"", b',"score":', b""]
+    return [*pieces, b"}]"]
 
 
 def _number_texts(values: Float32) -> list[list[bytes]]:

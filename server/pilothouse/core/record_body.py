@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pilothouse.core.listing import Listing
 from pilothouse.core.records import RequestOutcome
 
 REASONS = ("reasons",)
@@ -39,9 +40,13 @@ def without_words(
 ) -> dict[str, dict[str, Any]]:
     """The probes of a choice by name, of which `lists` no longer say what the tokens are: scores stay, in order."""
     return {
-        name: {**shown, **{key: [_numbers(entry) for entry in shown[key]] for key in lists if key in shown}}
+        name: {**shown, **{key: _wordless(shown[key]) for key in lists if key in shown}}
         for name, shown in probes.items()
     }
+
+
+def _wordless(listed: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    return listed.without_words() if isinstance(listed, Listing) else [_numbers(entry) for entry in listed]
 
 
 def _numbers(entry: Mapping[str, Any]) -> dict[str, Any]:

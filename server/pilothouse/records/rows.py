@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from pilothouse.core.listing import json_of
 from pilothouse.core.record_body import record_body, without_words
 from pilothouse.core.records import RequestOutcome
 from pilothouse.records.redaction import Redaction
@@ -43,7 +44,7 @@ def storable(name: str) -> str:
 
 
 def make_row(outcome: RequestOutcome, redaction: Redaction | None = None) -> Row:
-    """The rows of one request; ValueError or TypeError when its record is no JSON. redaction: None keeps no texts. What
+    """The rows of one request; TypeError when its record is no JSON. redaction: None keeps no texts. What
     tokens were is a text too: it is kept only where texts are kept as they are."""
     record = record_body(outcome)
     # It depends on what else is stored when the record is read.
@@ -75,12 +76,10 @@ def make_row(outcome: RequestOutcome, redaction: Redaction | None = None) -> Row
 
 def as_json(value: Any) -> str:
     """Compact JSON without NUL, which JSON escapes anyway, and without lone surrogates."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=list)
     try:
-        text.encode()
+        return json_of(value).decode()
     except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False, default=list)
-    return text
+        return json.dumps(value, separators=(",", ":"), default=list)
 
 
 def _score_rows(outcome: RequestOutcome) -> tuple[dict[str, Any], ...]:
