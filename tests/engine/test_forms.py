@@ -15,6 +15,7 @@ from vllm.config import CompilationConfig, CompilationMode, VllmConfig, set_curr
 
 from pilothouse.core.config import EngineLayout
 from pilothouse.engine import sites
+from pilothouse.engine.chains import ALPHA, HIGH, LEVEL, LOW, SIGN, THRESHOLD
 from pilothouse.engine.forms import LESSER, make_forms
 from pilothouse.engine.sites import FULL, Form, Site, StepBuffers, Stream, install_sites
 
@@ -109,6 +110,41 @@ def test_a_form_does_what_is_needed_and_the_cheapest_that_does_is_taken(made: Ma
         assert bool(seen.isnan().any()) == getattr(taken, does), does
         for tensor, before in zip(tensors, kept, strict=True):
             tensor.copy_(before)
+
+
+@pytest.mark.parametrize("together", [1, 2048], ids=["each layer alone", "all layers together"])
+def test_what_is_called_does_what_is_written(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sites, "READ_TOGETHER", together)
+    torch._dynamo.reset()
+    layout = EngineLayout(rows=2, rows_per_plan=1, chains=2, chain_steps=2, readouts=3)
+    called, written = Made(CompilationMode.DYNAMO_TRACE_ONCE, layout), Made(CompilationMode.NONE, layout)
+    with torch.inference_mode():
+        written.model.load_state_dict(called.model.state_dict())
+        for made in (called, written):
+            random = torch.Generator().manual_seed(3)
+            for site in made.sites.values():
+                for tensor in (site.edits[1:], site.readouts, site.bank.readers[1:], site.bank.writers[1:]):
+                    tensor.copy_(torch.randn(tensor.shape, generator=random))
+                # Of one chain the first step is open where the second column reads more than 0.1 so far.
+                site.bank.numbers[1:, :, ALPHA] = 0.5
+                site.bank.numbers[1:, :, HIGH] = torch.inf
+                site.bank.numbers[1:, :, LOW] = -torch.inf
+                site.bank.numbers[1:, :, THRESHOLD] = -torch.inf
+                site.bank.numbers[1, 0, SIGN], site.bank.numbers[1, 0, LEVEL] = 1.0, 0.1
+                site.bank.columns[1, 0] = 1
+            made.buffers.rows[:6] = torch.tensor([0, 1, 2, 1, 2, 0])
+            made.buffers.chains[:6] = torch.tensor([1, 0, 2, 1, 2, 0])
+            made.buffers.gains[:6] = torch.tensor([[1, 1], [0, 0], [1, 0], [1, 1], [0, 1], [0, 0]])
+        for needed, n_tokens in itertools.product(NEEDS, (6, 1, 3)):
+            seen = []
+            for made in (called, written):
+                made.buffers.scores.fill_(7.0)
+                # Whatever a form does beyond what is needed shows; so both do all of it.
+                taken = next((form for form in LESSER if form.covers(needed)), FULL)
+                seen.append((made.run(taken, n_tokens), made.buffers.scores.clone()))
+            torch.testing.assert_close(seen[0], seen[1])
+            assert (seen[0][1][n_tokens:] == 7.0).all()
+    torch._dynamo.reset()
 
 
 def test_models_that_are_not_compiled_have_no_other_forms_and_look_for_themselves() -> None:

@@ -22,6 +22,7 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 from pilothouse.core.directions import Direction
@@ -123,7 +124,7 @@ class Edit:
         """Whether it adds the same row wherever it acts, so that several such are one sum."""
         return self.op == "add" and not self.preserve_norm and self.gate is None
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """Identity of the change, coefficients included, positions not."""
         sha = hashlib.sha256(self.direction.digest)

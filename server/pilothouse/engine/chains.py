@@ -5,8 +5,6 @@ Chain 0 changes nothing, exactly: every number of it is zero. As everywhere in t
 of the engine and shapes never do.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
@@ -79,8 +77,7 @@ class ChainBank(nn.Module):
         chains: [n_tokens] int64; gains: [n_tokens, chain_steps] float32, 0 where a step does not act; scores:
         [n_tokens, readouts] float32 as read so far, this layer included.
         """
-        run = _apart if torch.compiler.is_compiling() and not stream.is_cuda else follow
-        return run(stream, chains, gains, scores, self.readers, self.writers, self.numbers, self.columns)
+        return follow(stream, chains, gains, scores, self.readers, self.writers, self.numbers, self.columns)
 
 
 def follow(
@@ -108,36 +105,3 @@ def follow(
         scale = torch.where(preserves * gains[:, k] > 0, lengths.sqrt(), 1.0)
         moved = after * scale.unsqueeze(-1)
     return moved - stream
-
-
-_compiled_follow: Callable[..., torch.Tensor] = torch.compile(follow, dynamic=True, fullgraph=True)
-
-
-@torch.library.custom_op("pilothouse::follow", mutates_args=())
-def _apart(
-    stream: torch.Tensor,
-    chains: torch.Tensor,
-    gains: torch.Tensor,
-    scores: torch.Tensor,
-    readers: torch.Tensor,
-    writers: torch.Tensor,
-    numbers: torch.Tensor,
-    columns: torch.Tensor,
-) -> torch.Tensor:
-    """`follow`, compiled once for all layers instead of with each.
-
-    Its four steps are so much code that with them in it a graph of 28 layers took three times as long to compile (three
-    minutes on a CPU), and what fusing them with their neighbours saves is nothing beside that.
-    """
-    given = stream, chains, gains, scores
-    bank = readers, writers, numbers, columns
-    if len(stream) > 1:
-        return _compiled_follow(*given, *bank)
-    # Of one token the compiler would make a case of its own, while a request waits.
-    twice = (tensor.repeat_interleave(2, dim=0) for tensor in given)
-    return _compiled_follow(*twice, *bank)[:1].clone()
-
-
-@_apart.register_fake
-def _(stream: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(stream)

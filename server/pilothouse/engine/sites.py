@@ -6,7 +6,7 @@ between steps, shapes never do, so nothing is ever traced or captured again.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,10 +15,15 @@ from torch import nn
 
 from pilothouse.core.config import EngineLayout
 from pilothouse.core.errors import StartupError
-from pilothouse.engine.chains import ChainBank
+from pilothouse.engine.chains import ChainBank, follow
+from pilothouse.engine.ops import called, define, total
 
 SITE_NAME = "pilothouse_site"
 """What a block calls its site."""
+
+READ_TOGETHER = 2048
+"""Numbers of a token's streams that wait to be read by one call: it costs more than a small product, and they take
+memory meanwhile."""
 
 BlockOutput = torch.Tensor | tuple[Any, ...] | list[Any]
 
@@ -77,6 +82,7 @@ class StepBuffers(nn.Module):
     def __init__(self, max_tokens: int, layout: EngineLayout, device: torch.device) -> None:
         super().__init__()
         self.needed = FULL
+        self.waiting: list[tuple[list[torch.Tensor], torch.Tensor, bool]] = []
         self.register_buffer("rows", torch.zeros(max_tokens, dtype=torch.int64, device=device), persistent=False)
         scores = torch.zeros(max_tokens, layout.readouts, dtype=torch.float32, device=device)
         self.register_buffer("scores", scores, persistent=False)
@@ -110,6 +116,7 @@ class Site(nn.Module):
         device = buffers.rows.device
         self.buffers_ = buffers
         self.first = first
+        self.reads_waiting = True
         self.form = FULL
         self.capture = layout.capture
         self.register_buffer("edits", torch.zeros(layout.n_rows, d_model, dtype=dtype, device=device), persistent=False)
@@ -122,17 +129,14 @@ class Site(nn.Module):
 
     def read(self, stream: torch.Tensor) -> None:
         """Add this layer's readouts of `stream` [n_tokens, d_model] float32 to the shared scores."""
-        n_tokens = stream.shape[0]
-        if torch.compiler.is_compiling() and stream.is_cuda:
+        n_tokens, scores = stream.shape[0], self.buffers_.scores
+        if torch.compiler.is_compiling():
             # The compiler fuses a product and a sum with what comes before; the stream is never written out in float32.
-            scores = (stream.unsqueeze(1) * self.readouts).sum(dim=-1)
+            found = (stream.unsqueeze(1) * self.readouts).sum(dim=-1)
+            mine = scores[:n_tokens]
+            mine.copy_(found) if self.first else mine.add_(found)
         else:
-            # On a CPU a product of matrices is worth its call: 2,048 tokens by 64 readouts take a quarter of the time.
-            scores = torch.nn.functional.linear(stream, self.readouts)
-        if self.first:
-            self.buffers_.scores[:n_tokens].copy_(scores)
-        else:
-            self.buffers_.scores[:n_tokens].add_(scores)
+            read([stream], [1], [self.readouts], scores, self.first)
         if self.capture:
             self.captured[:n_tokens].copy_(stream)
 
@@ -157,11 +161,32 @@ class Site(nn.Module):
         parts = self.stream.parts(output)
         if not (does.reads or does.chains):
             return self.stream.replaced(output, self.edit(parts[0], None))
-        stream = parts[0].float()
-        for part in parts[1:]:
-            stream = stream + part.float()
+        if called(parts[0]):
+            return self.stream.replaced(output, self._called(parts))
+        stream = total(parts)
         self.read(stream)
         return self.stream.replaced(output, self.edit(parts[0], stream))
+
+    def _called(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        """As `read` and `edit`, by calls."""
+        buffers, bank, chains = self.buffers_, self.bank, self.bank.chain_steps and self.form.chains
+        buffers.waiting.append((parts, self.readouts, self.first))
+        # Gates look at what has been read at their layer.
+        if chains or self.capture or self.reads_waiting:
+            of_sites, readouts, firsts = zip(*buffers.waiting, strict=True)
+            every = [part for parts in of_sites for part in parts]
+            torch.ops.pilothouse.read(every, list(map(len, of_sites)), list(readouts), buffers.scores, firsts[0])
+            buffers.waiting.clear()
+        if self.capture:
+            self.captured[: parts[0].shape[0]].copy_(total(parts))
+        if not chains:
+            return self.edit(parts[0], None)
+        edited: torch.Tensor = torch.ops.pilothouse.edit(
+            parts,
+            [buffers.rows, buffers.chains, buffers.gains, buffers.scores],
+            [self.edits, bank.readers, bank.writers, bank.numbers, bank.columns],
+        )
+        return edited
 
     def in_form(self, form: Form) -> "Site | None":
         """This site as part of a graph that does only what `form` says; None where that is nothing."""
@@ -175,6 +200,71 @@ class Site(nn.Module):
     def _does(self) -> Form:
         """What is compiled in, or captured for steps to come; where neither is, what this step needs."""
         return self.form if torch.compiler.is_compiling() or _capturing(self.edits) else self.buffers_.needed
+
+
+def read(
+    parts: list[torch.Tensor],
+    n_parts: list[int],
+    readouts: list[torch.Tensor],
+    scores: torch.Tensor,
+    first: bool,
+) -> None:
+    """Add the readouts of streams to the first rows of `scores` [max_tokens, columns]; `first`: write them there.
+
+    parts: of all streams, each [n_tokens, d_model]; n_parts, readouts: how many of them each stream has, and what reads
+    it, [columns, d_model] float32, as are scores.
+    """
+    mine = scores[: parts[0].shape[0]]
+    begin = 0
+    for n, weights in zip(n_parts, readouts, strict=True):
+        stream = total(parts[begin : begin + n])
+        begin += n
+        if first:
+            torch.mm(stream, weights.t(), out=mine)
+            first = False
+        else:
+            torch.addmm(mine, stream, weights.t(), out=mine)
+
+
+def _edited(
+    parts: list[torch.Tensor],
+    rows: torch.Tensor,
+    chains: torch.Tensor,
+    gains: torch.Tensor,
+    scores: torch.Tensor,
+    edits: torch.Tensor,
+    *bank: torch.Tensor,
+) -> torch.Tensor:
+    """As `Site.edit`, with all that it looks at."""
+    added = edits[rows]
+    change = follow(total(parts) + added.float(), chains, gains, scores, *bank)
+    return parts[0] + added + change.to(added.dtype)
+
+
+_compiled_edited: Callable[..., torch.Tensor] = torch.compile(_edited, dynamic=True, fullgraph=True)
+
+
+def _edit(parts: list[torch.Tensor], of_tokens: list[torch.Tensor], bank: list[torch.Tensor]) -> torch.Tensor:
+    """`_edited`, compiled once for all layers. of_tokens: the buffers of a step, whole."""
+    n_tokens = parts[0].shape[0]
+    mine = [tensor[:n_tokens] for tensor in of_tokens]
+    if n_tokens > 1:
+        return _compiled_edited(parts, *mine, *bank)
+    # Of one token the compiler would make a case of its own, while a request waits.
+    parts, mine = ([tensor.repeat_interleave(2, dim=0) for tensor in tensors] for tensors in (parts, mine))
+    return _compiled_edited(parts, *mine, *bank)[:1].clone()
+
+
+define(
+    "read(Tensor[] parts, int[] n_parts, Tensor[] readouts, Tensor(a!) scores, bool first) -> ()",
+    read,
+    lambda *given: None,
+)
+define(
+    "edit(Tensor[] parts, Tensor[] of_tokens, Tensor[] bank) -> Tensor",
+    _edit,
+    lambda parts, *rest: torch.empty_like(parts[0]),
+)
 
 
 def _capturing(tensor: torch.Tensor) -> bool:
@@ -209,4 +299,7 @@ def install_sites(
         blocks[layer].add_module(SITE_NAME, site)
         blocks[layer].register_forward_hook(site.hook)
         sites[layer] = site
+    together = max(1, READ_TOGETHER // d_model)
+    for number, site in enumerate(reversed(sites.values())):
+        site.reads_waiting = number % together == 0
     return buffers, sites
