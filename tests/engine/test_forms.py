@@ -116,7 +116,7 @@ def test_a_form_does_what_is_needed_and_the_cheapest_that_does_is_taken(made: Ma
 def test_what_is_called_does_what_is_written(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sites, "READ_TOGETHER", together)
     torch._dynamo.reset()
-    layout = EngineLayout(rows=2, rows_per_plan=1, chains=2, chain_steps=2, readouts=3)
+    layout = EngineLayout(rows=2, rows_per_plan=1, chains=2, chain_steps=2, readouts=3, capture=together == 1)
     called, written = Made(CompilationMode.DYNAMO_TRACE_ONCE, layout), Made(CompilationMode.NONE, layout)
     with torch.inference_mode():
         written.model.load_state_dict(called.model.state_dict())
@@ -143,6 +143,8 @@ def test_what_is_called_does_what_is_written(together: int, monkeypatch: pytest.
                 taken = next((form for form in LESSER if form.covers(needed)), FULL)
                 seen.append((made.run(taken, n_tokens), made.buffers.scores.clone()))
             torch.testing.assert_close(seen[0], seen[1])
+            for layer, site in called.sites.items():
+                torch.testing.assert_close(site.captured, written.sites[layer].captured)
             assert (seen[0][1][n_tokens:] == 7.0).all()
     torch._dynamo.reset()
 

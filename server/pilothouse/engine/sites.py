@@ -178,7 +178,7 @@ class Site(nn.Module):
             torch.ops.pilothouse.read(every, list(map(len, of_sites)), list(readouts), buffers.scores, firsts[0])
             buffers.waiting.clear()
         if self.capture:
-            self.captured[: parts[0].shape[0]].copy_(total(parts))
+            torch.ops.pilothouse.keep(parts, self.captured)
         if not chains:
             return self.edit(parts[0], None)
         edited: torch.Tensor = torch.ops.pilothouse.edit(
@@ -226,6 +226,10 @@ def read(
             torch.addmm(mine, stream, weights.t(), out=mine)
 
 
+def _keep(parts: list[torch.Tensor], captured: torch.Tensor) -> None:
+    captured[: parts[0].shape[0]].copy_(total(parts))
+
+
 def _edited(
     parts: list[torch.Tensor],
     rows: torch.Tensor,
@@ -260,6 +264,7 @@ define(
     read,
     lambda *given: None,
 )
+define("keep(Tensor[] parts, Tensor(a!) captured) -> ()", _keep, lambda *given: None)
 define(
     "edit(Tensor[] parts, Tensor[] of_tokens, Tensor[] bank) -> Tensor",
     _edit,
