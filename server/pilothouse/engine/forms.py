@@ -19,7 +19,7 @@ from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper
 from vllm.config import CompilationMode, set_current_vllm_config
 from vllm.forward_context import get_forward_context, is_forward_context_available
 
-from pilothouse.engine.sites import FULL, IDLE, SITE_NAME, Form, Site
+from pilothouse.engine.sites import FULL, IDLE, SITE_NAME, Form, Site, read_together
 
 LESSER = (
     IDLE,
@@ -43,6 +43,7 @@ def make_forms(
     compiled = _compiled_around(model, list(blocks.values()))
     if compiled is None:
         return ()
+    read_together(sites)
     # Where no chains are compiled in at all, reading is all that the full form does.
     chains = any(site.bank.chain_steps for site in sites.values())
     offered = LESSER if chains else tuple(form for form in LESSER if not form.reads)

@@ -277,6 +277,14 @@ def _capturing(tensor: torch.Tensor) -> bool:
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
+def read_together(sites: Mapping[int, Site]) -> None:
+    """Let the streams of several sites wait for one call. Only for sites that are all traced as one graph: what waits
+    must not outlast it. The last one never waits."""
+    for number, site in enumerate(sites[layer] for layer in sorted(sites, reverse=True)):
+        together = max(1, READ_TOGETHER // site.readouts.shape[1])
+        site.reads_waiting = number % together == 0
+
+
 def install_sites(
     blocks: Mapping[int, nn.Module],
     layout: EngineLayout,
@@ -304,7 +312,4 @@ def install_sites(
         blocks[layer].add_module(SITE_NAME, site)
         blocks[layer].register_forward_hook(site.hook)
         sites[layer] = site
-    together = max(1, READ_TOGETHER // d_model)
-    for number, site in enumerate(reversed(sites.values())):
-        site.reads_waiting = number % together == 0
     return buffers, sites

@@ -44,7 +44,7 @@ def storable(name: str) -> str:
 
 
 def make_row(outcome: RequestOutcome, redaction: Redaction | None = None) -> Row:
-    """The rows of one request; TypeError when its record is no JSON. redaction: None keeps no texts. What
+    """The rows of one request; ValueError or TypeError when its record is no JSON. redaction: None keeps no texts. What
     tokens were is a text too: it is kept only where texts are kept as they are."""
     record = record_body(outcome)
     # It depends on what else is stored when the record is read.
@@ -79,7 +79,7 @@ def as_json(value: Any) -> str:
     try:
         return json_of(value).decode()
     except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":"), default=list)
+        return json.dumps(value, separators=(",", ":"), allow_nan=False, default=list)
 
 
 def _score_rows(outcome: RequestOutcome) -> tuple[dict[str, Any], ...]:
