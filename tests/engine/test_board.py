@@ -14,10 +14,19 @@ from hypothesis import strategies as st
 
 from pilothouse.core.config import EngineLayout
 from pilothouse.core.directions import Direction
-from pilothouse.core.messages import ReadoutLoad, RequestOrders, RowLoad, StepOrders, WireEdit, WireSpan, WireStep
+from pilothouse.core.messages import (
+    ReadoutLoad,
+    RequestOrders,
+    RowLoad,
+    StepOrders,
+    StepReadings,
+    WireEdit,
+    WireSpan,
+    WireStep,
+)
 from pilothouse.engine.batch import Batch
 from pilothouse.engine.board import Board
-from pilothouse.engine.holdings import Heard, Stretches
+from pilothouse.engine.runs import Run, Stretches
 from pilothouse.engine.sites import Site, StepBuffers
 from pilothouse.engine.spans import Ints
 
@@ -78,7 +87,7 @@ def test_every_token_gets_its_own_row_and_every_score_its_own_position(
     if not orders:
         assert readings is None
         return
-    assert readings is not None
+    assert isinstance(readings, StepReadings)
     assert readings.request_ids == list(orders)
     assert readings.scores[:, :1].ravel().tolist() == expected_scores
     assert readings.edited.sum() == sum(row > 0 for row in expected_rows)
@@ -145,16 +154,19 @@ def test_a_batch_that_goes_on_is_as_if_it_had_been_mapped_anew(
                 continue
             # As the scheduler gets it: a batch that goes on is not described again.
             arrived = pickle.loads(pickle.dumps(readings))
-            assert arrived.said == (not arrived.request_ids)
-            if not arrived.said:
-                known[board] = Stretches(arrived, {})
-            of = known[board]
-            assert of.batch == arrived.batch
-            heard = Heard(of, arrived.advanced, arrived.scores)
-            for k, name in enumerate(of.request_ids):
-                edited = [of.n_edited(k, n) for n in range(of.counts[k] + 1)]
-                start, read_from = of.starts[k] + heard.advanced, heard.first(k)
-                seen[-1].append([name, start, edited, read_from, heard.read(k, of.scored[k]).tolist()])
+            if isinstance(arrived, tuple):
+                batch, advanced, scores, prepare, read = arrived
+                assert min(prepare, read) > 0.0
+            else:
+                known[board], advanced = Stretches(arrived, {}), arrived.advanced
+                batch, scores = arrived.batch, arrived.scores.tobytes()
+            run = Run(known[board], advanced)
+            assert run.of.batch == batch
+            run.scores.append(scores)
+            for k, name in enumerate(run.of.request_ids):
+                edited = [run.of.n_edited(k, n) for n in range(run.of.counts[k] + 1)]
+                start, read_from = run.of.starts[k] + advanced, run.of.firsts[k] + advanced
+                seen[-1].append([name, start, edited, read_from, run.read(k, 0, None).tolist()])
         assert seen[0] == seen[1]
         for name, count in zip(list(live), counts, strict=True):
             live[name] += int(count)
@@ -172,13 +184,15 @@ def test_decoding_maps_its_batch_once_until_something_changes(monkeypatch: pytes
         return real(request_ids, counts, computed)
 
     monkeypatch.setattr(board, "_mapped", noted)
-    described = []
+    described: list[int] = []
     for position in range(10, 40):
         board.map_tokens(["a", "b"], np.array([1, 1]), np.array([position, position + 5]))
         readings = board.readings()
         assert readings is not None
-        if not readings.said:
-            described.append(position)
+        if isinstance(readings, tuple):
+            assert readings[1] == position - described[-1]
+            continue
+        described.append(position)
         assert readings.starts.tolist() == [position, position + 5]
     assert mapped == described == [10, 20]
 
@@ -210,7 +224,10 @@ def test_stages_hand_their_readouts_on_and_nothing_of_an_earlier_step() -> None:
         last_site.read(10 * stream)
         readings = last.readings()
         assert readings is not None
-        assert readings.scores[:, 1].tolist() == [float(21 * row.sum()) for row in stream]
+        # Batches of one token each go on.
+        scores = readings[2] if isinstance(readings, tuple) else readings.scores.tobytes()
+        read = np.frombuffer(scores, np.float32).reshape(-1, LAYOUT.readouts)
+        assert read[:, 1].tolist() == [float(21 * row.sum()) for row in stream]
     first.obey(StepOrders(retire=("a",)))
     first.map_tokens(["b"], np.array([2]), np.array([0]))
     assert first.hand_on() is None
@@ -266,8 +283,8 @@ def test_every_step_with_a_plan_is_counted_once_with_the_time_that_it_took() -> 
         found.append(board.readings())
     with_plan, plain, again = found
     assert plain is None
-    assert with_plan is not None
-    assert again is not None
+    assert isinstance(with_plan, StepReadings)
+    assert isinstance(again, StepReadings)
     for readings in (with_plan, again):
         assert readings.cost.steps == 1
         assert 0.0 < readings.cost.prepare < 1.0

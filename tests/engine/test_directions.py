@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pilothouse.core.directions import Direction
 from pilothouse.core.messages import WireDirections
-from pilothouse.engine.client import Courier, Couriers
+from pilothouse.engine.courier import Courier, Couriers
 from pilothouse.engine.directions import DirectionStore
 
 DIRECTIONS = [Direction({0: np.full(4, i, dtype=np.float32)}) for i in range(5)]

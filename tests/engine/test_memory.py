@@ -15,7 +15,7 @@ from pilothouse.core.directions import Direction
 from pilothouse.core.edits import Edit, Positions
 from pilothouse.core.messages import WireDirections
 from pilothouse.core.plans import Plan, Readout
-from pilothouse.engine.client import Courier
+from pilothouse.engine.courier import Courier
 
 pytestmark = pytest.mark.engine
 

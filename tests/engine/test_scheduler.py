@@ -23,7 +23,7 @@ from pilothouse.core.edits import PositionRange
 from pilothouse.core.gaps import find_gaps
 from pilothouse.core.plans import Plan
 from pilothouse.engine import scheduler as scheduler_module
-from pilothouse.engine.holdings import GATHERED
+from pilothouse.engine.runs import GATHERED
 
 ONE_PLAN = EngineLayout(rows=1, rows_per_plan=1, chains=1, chain_steps=1, readouts=1)
 
@@ -361,10 +361,10 @@ def test_readings_of_a_request_that_ends_before_its_first_output_are_dropped(mod
     engine = FakeEngine(model, mode, long_prefill_token_threshold=3)
     for name in ("a", "b", "c"):
         engine.submit(make_ask(name, PLANS[4], n_prompt=18))
-    step_until(engine, lambda: "a" in engine.scheduler._buffers)
+    step_until(engine, lambda: "a" in engine.scheduler._listener._buffers)
     engine.abort(["a"])
     engine.step()
-    assert set(engine.scheduler._buffers) == {"b", "c"}
+    assert set(engine.scheduler._listener._buffers) == {"b", "c"}
     engine.drain()
     check_result(engine, "b")
     check_idle(engine)
@@ -401,7 +401,7 @@ def test_readings_of_a_batch_that_nobody_described_are_a_gap_and_nobody_elses(mo
     engine = FakeEngine(model, "sync")
     engine.submit(make_ask("a", PLANS[2], max_tokens=9))
     step_until(engine, lambda: len(engine.tracks["a"].token_ids) == 4)
-    engine.scheduler._stretches = None
+    engine.scheduler._listener._run = None
     engine.drain()
     ask, track = engine.asks["a"], engine.tracks["a"]
     track.finish_reason = "length"
@@ -412,7 +412,7 @@ def test_a_name_used_again_inherits_no_readings(model: Path) -> None:
     engine = FakeEngine(model, "sync", long_prefill_token_threshold=3)
     for name in ("a", "b"):
         engine.submit(make_ask(name, PLANS[5], n_prompt=18))
-    step_until(engine, lambda: "a" in engine.scheduler._buffers)
+    step_until(engine, lambda: "a" in engine.scheduler._listener._buffers)
     engine.abort(["a"])
     engine.worker.forwarded.clear()
     engine.submit(make_ask("a", Plan((), (probe(14),)), n_prompt=6, fork=1))

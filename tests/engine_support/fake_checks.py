@@ -37,11 +37,13 @@ def check_idle(engine: FakeEngine) -> None:
     for table in (scheduler.pilothouse_rows, scheduler.pilothouse_chains, scheduler.pilothouse_columns):
         table.check_integrity()
         assert table.held == 0
-    for name in ("_held", "_pinned", "_refused", "_buffers", "_reserved", "_retired"):
+    for name in ("_held", "_pinned", "_refused", "_reserved", "_retired"):
         assert not getattr(scheduler, name), f"{name} keeps {getattr(scheduler, name)}"
+    assert not scheduler._listener._buffers, "readings are kept of requests that are over"
+    assert not scheduler._stopping
     assert not scheduler.pilothouse_directions._pins
     # The last step may have been of requests that were given up: then its cost waits for the next output.
-    told = engine.cost.plus(scheduler._cost)
+    told = engine.cost.plus(scheduler._listener._cost)
     assert told.steps == engine.worker.with_plans
     assert (told.prepare > 0.0) == (told.read > 0.0) == (told.steps > 0)
     assert len(engine.worker.board.spans) == 0

@@ -31,24 +31,23 @@ from engine_support.fake_model import (
     sample,
     step_bytes,
 )
+from engine_support.readings import take_readings
 from pilothouse.core.config import LAYOUT_KEY, EngineLayout
 from pilothouse.core.directions import Direction
 from pilothouse.core.messages import (
     DIRECTIONS_KEY,
     ORDERS_ATTRIBUTE,
     PLAN_KEY,
-    READING_KEY,
     READINGS_ATTRIBUTE,
     Reading,
     StepCost,
     WireDirections,
     directions_encoder,
     plan_encoder,
-    reading_decoder,
 )
 from pilothouse.core.tracks import ChoiceTrack
 from pilothouse.engine.board import Board
-from pilothouse.engine.client import Courier
+from pilothouse.engine.courier import Courier
 from pilothouse.engine.sites import Site, StepBuffers
 from pilothouse.engine.wire import resolve
 
@@ -341,13 +340,12 @@ class FakeEngine:
         request_id = output.request_id
         assert request_id not in self.ended, f"output for {request_id}, which is over: {self.ended[request_id]}"
         track = self.tracks[request_id]
-        raw = (output.kv_transfer_params or {}).get(READING_KEY)
-        if raw is not None:
-            reading = reading_decoder.decode(raw)
+        for reader, reading in take_readings(output):
+            assert reader not in self.ended, f"a reading for {reader}, which is over: {self.ended[reader]}"
             self.seen["readings"] += 1
             self.cost = self.cost.plus(reading.cost)
-            self._check_edited(request_id, reading)
-            track.add(reading)
+            self._check_edited(reader, reading)
+            self.tracks[reader].add(reading)
         track.token_ids.extend(output.new_token_ids)
         if output.finish_reason is not None:
             self._end(request_id, str(output.finish_reason))

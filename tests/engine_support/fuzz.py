@@ -146,8 +146,9 @@ class Player:
             return
         assert not self._complaints.records, f"the scheduler complains: {self._complaints.records}"
         engine_scheduler, board = self.engine.scheduler, self.engine.board
-        for name in ("_held", "_pinned", "_refused", "_retired", "_buffers"):
+        for name in ("_held", "_pinned", "_refused", "_retired"):
             assert not getattr(engine_scheduler, name), f"{name} still knows requests that are over"
+        assert not engine_scheduler._listener._buffers, "readings are kept of requests that are over"
         for name in ("rows", "chains", "columns"):
             table = getattr(engine_scheduler, f"pilothouse_{name}")
             table.check_integrity()

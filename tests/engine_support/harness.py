@@ -16,20 +16,19 @@ import torch
 from vllm import envs
 
 from engine_support.changes import Float64, first_met, gate_margin, visit
+from engine_support.readings import take_readings
 from pilothouse.core.config import EngineLayout
 from pilothouse.core.messages import (
     DIRECTIONS_KEY,
     PLAN_KEY,
-    READING_KEY,
     Reading,
     directions_encoder,
     plan_encoder,
-    reading_decoder,
 )
 from pilothouse.core.plans import END, Plan, edit_spans
 from pilothouse.core.sites import Float32
 from pilothouse.core.tracks import ChoiceTrack
-from pilothouse.engine.client import Courier
+from pilothouse.engine.courier import Courier
 from pilothouse.engine.options import engine_options
 from pilothouse.engine.wire import resolve
 
@@ -191,14 +190,11 @@ class Engine:
 
     def _process_outputs(self, outputs: list[Any], *args: Any, **kwargs: Any) -> Any:
         for output in outputs:
-            transfer = output.kv_transfer_params
-            raw = transfer.pop(READING_KEY, None) if transfer else None
-            if raw is not None:
-                output.kv_transfer_params = transfer or None
+            for reader, reading in take_readings(output):
                 for job in self._jobs.values():
-                    if output.request_id in job.tracks:
-                        job.readings[output.request_id].append(reading_decoder.decode(raw))
-                        job.tracks[output.request_id].add(job.readings[output.request_id][-1])
+                    if reader in job.tracks:
+                        job.readings[reader].append(reading)
+                        job.tracks[reader].add(reading)
         return self._process(outputs, *args, **kwargs)
 
     def _count_preemptions(self) -> None:

@@ -6,18 +6,31 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
 from pilothouse.core.edits import Edit
-from pilothouse.core.messages import ChainLoad, RequestOrders, RowLoad, StepOrders, StepReadings, WirePlan
+from pilothouse.core.messages import (
+    ChainLoad,
+    LiveReadings,
+    RequestOrders,
+    RowLoad,
+    StepCost,
+    StepOrders,
+    StepReadings,
+    WirePlan,
+)
 from pilothouse.core.plans import END, edit_spans
+from pilothouse.core.sites import Float32
 from pilothouse.engine import holdings, prefix_cache, wire
 from pilothouse.engine import scheduler as scheduler_module
 from pilothouse.engine.board import Board
 from pilothouse.engine.chains import ChainBank
 from pilothouse.engine.latches import Latches
+from pilothouse.engine.listener import Listener
+from pilothouse.engine.runs import Live, Run
 from pilothouse.engine.scheduler import SteeringScheduler
 from pilothouse.engine.score_store import ScoreStore
 from pilothouse.engine.spans import Ints, SpanTable
@@ -37,12 +50,33 @@ def rows_of_the_neighbour(patch: pytest.MonkeyPatch) -> None:
 
 def scores_of_the_next_position(patch: pytest.MonkeyPatch) -> None:
     """Scores are off by one position."""
-    right = SteeringScheduler._buffer
+    right = Listener.hear
 
-    def buffer(scheduler: SteeringScheduler, readings: StepReadings, rejected: Mapping[str, int]) -> None:
-        right(scheduler, replace(readings, scores=np.roll(readings.scores, -1, axis=0)), rejected)
+    def hear(listener: Listener, readings: StepReadings, rejected: Mapping[str, int]) -> None:
+        right(listener, replace(readings, scores=np.roll(readings.scores, -1, axis=0)), rejected)
 
-    patch.setattr(SteeringScheduler, "_buffer", buffer)
+    patch.setattr(Listener, "hear", hear)
+
+
+def readings_of_the_neighbour(patch: pytest.MonkeyPatch) -> None:
+    """Who is told of each step at once is told what was read of another."""
+    right = Live.told
+
+    def told(live: Live, run: Run, cost: StepCost) -> LiveReadings:
+        found = right(live, run, cost)
+        return msgspec.structs.replace(found, request_ids=(*found.request_ids[1:], found.request_ids[0]))
+
+    patch.setattr(Live, "told", told)
+
+
+def a_run_that_is_read_from_its_second_step(patch: pytest.MonkeyPatch) -> None:
+    """Readings that wait are a step too late."""
+    right = Run.read
+
+    def read(run: Run, k: int, begin: int, end: int | None) -> Float32:
+        return np.roll(right(run, k, begin, end), -1, axis=0)
+
+    patch.setattr(Run, "read", read)
 
 
 def unsalted_blocks(patch: pytest.MonkeyPatch) -> None:
@@ -238,6 +272,8 @@ def a_latch_that_outlives_its_request(patch: pytest.MonkeyPatch) -> None:
 PLANTS: tuple[Plant, ...] = (
     rows_of_the_neighbour,
     scores_of_the_next_position,
+    readings_of_the_neighbour,
+    a_run_that_is_read_from_its_second_step,
     unsalted_blocks,
     keys_without_offsets,
     a_dropped_edit,

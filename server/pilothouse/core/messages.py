@@ -3,12 +3,13 @@
 The API process puts an encoded `WirePlan` under `PLAN_KEY` in a request's extra arguments, and the content of new
 directions under `DIRECTIONS_KEY` (`NONCE_KEY` only finds the request again in the API process itself). The scheduler
 turns it into `StepOrders` for the workers, attached to the step's scheduler output. The workers answer with
-`StepReadings`, attached to the step's model output, which the scheduler cuts into one encoded `Reading` per request
-under `READING_KEY`.
+`StepReadings` or `StepRepeat`, attached to the step's model output. From these the scheduler makes an encoded `Reading`
+for a request, under `READING_KEY`, and where answers show readings at once an encoded list of `LiveReadings` for all
+requests of a client, under `LIVE_KEY` of one of them.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
@@ -22,6 +23,7 @@ DIRECTIONS_KEY = "pilothouse.directions"
 NONCE_KEY = "pilothouse.nonce"
 RESERVED_KEYS = (PLAN_KEY, DIRECTIONS_KEY, NONCE_KEY)
 READING_KEY = "pilothouse.reading"
+LIVE_KEY = "pilothouse.live"
 ORDERS_ATTRIBUTE = "pilothouse_orders"
 READINGS_ATTRIBUTE = "pilothouse_readings"
 STAGE_KEY = "pilothouse_scores"
@@ -153,6 +155,21 @@ class StepCost(NamedTuple):
         return StepCost(self.steps + other.steps, self.prepare + other.prepare, self.read + other.read)
 
 
+class LiveReadings(msgspec.Struct, frozen=True, array_like=True):
+    """Readouts of one step of decoding, of all those requests of one client whose answers show them at once.
+
+    Request k ran the position starts[k] + advanced, edited where edited[k] is 1; scores: float32 bytes [requests,
+    readouts of each], which all have as many of; empty where none was read. cost: as of `Reading`.
+    """
+
+    request_ids: tuple[str, ...]
+    starts: tuple[int, ...]
+    edited: tuple[int, ...]
+    advanced: int
+    scores: bytes
+    cost: StepCost = StepCost()
+
+
 class Reading(msgspec.Struct, frozen=True, array_like=True):
     """Readouts of one request from one or more steps.
 
@@ -175,6 +192,8 @@ directions_encoder = msgspec.msgpack.Encoder()
 directions_decoder = msgspec.msgpack.Decoder(WireDirections)
 reading_encoder = msgspec.msgpack.Encoder()
 reading_decoder = msgspec.msgpack.Decoder(Reading)
+live_encoder = msgspec.msgpack.Encoder()
+live_decoder = msgspec.msgpack.Decoder(list[LiveReadings])
 
 
 @dataclass(frozen=True)
@@ -240,7 +259,7 @@ class StepReadings:
     and of the preparations of such before it as ran no request with a plan.
 
     batch: a number for all but the scores and the cost, which steps have in common that repeat one another `advanced`
-    positions further; said: the scheduler has been told what it stands for, and is not sent it again.
+    positions further.
     """
 
     request_ids: list[str]
@@ -252,16 +271,9 @@ class StepReadings:
     cost: StepCost = field(default_factory=StepCost)
     batch: int = 0
     advanced: int = 0
-    said: bool = False
-
-    def __reduce__(self) -> tuple[object, ...]:
-        if self.said:
-            return _repeated, (self.scores, self.cost, self.batch, self.advanced)
-        return StepReadings, tuple(getattr(self, part.name) for part in fields(self))
 
 
-_NOTHING: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
-
-
-def _repeated(scores: Float32, cost: StepCost, batch: int, advanced: int) -> StepReadings:
-    return StepReadings([], _NOTHING, _NOTHING, _NOTHING > 0, _NOTHING, scores, cost, batch, advanced, said=True)
+StepRepeat = tuple[int, int, bytes, float, float]
+"""What a step sends instead that repeats one of which the scheduler has been told: batch, advanced and the bytes of
+scores as of `StepReadings`, prepare and read as of `StepCost`. A plain tuple, since every step of decoding is pickled
+while the worker's core has nothing else to do."""

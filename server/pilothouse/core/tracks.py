@@ -127,6 +127,14 @@ class ChoiceTrack:
                 self.scored.add(start, start + len(rows))
                 row += count
 
+    def add_position(self, position: int, edited: int, row: Float32 | None) -> None:
+        """Take in a position that was forwarded; edited: 1 where it was; row: its readouts [1, readouts], if any."""
+        self.edited_reported += edited
+        self.forwarded.add(position, position + 1)
+        if row is not None:
+            self._scores.put(position, row)
+            self.scored.add(position, position + 1)
+
     def scores(self, start: int, stop: int) -> Float32:
         """Raw readouts [stop - start, readouts] at positions [start, stop); NaN where none was taken."""
         return self._scores.get(start, stop)

@@ -1,16 +1,17 @@
 """The batch of a step, as the worker mapped it: what each token belongs to, and what its readings say beside scores.
 
 Decoding repeats a batch: the same requests, each one token further. As long as no token passes a boundary where its
-row, its steps or the reading of it change, everything but the positions stays, and a step costs two comparisons.
+row, its steps or the reading of it change, everything but the positions stays, and a step costs three comparisons.
 """
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pilothouse.core.messages import StepCost, StepReadings
+from pilothouse.core.messages import StepCost, StepReadings, StepRepeat
 from pilothouse.core.sites import Float32
 from pilothouse.engine.sites import Form
 from pilothouse.engine.spans import NEVER, Ints, SpanTable
@@ -18,8 +19,8 @@ from pilothouse.engine.spans import NEVER, Ints, SpanTable
 
 class Batch:
     """request_ids: the batch in its final order; counts: tokens of each request in this step; computed: position of
-    each request's first token in this step; token_lines, positions, edited: of each token; reads: whether a token's
-    readouts are wanted."""
+    each request's first token in the step it was made for; token_lines, positions, edited: of each token of that;
+    reads: whether a token's readouts are wanted."""
 
     def __init__(
         self,
@@ -37,62 +38,67 @@ class Batch:
         """needed: what the step needs of the sites; steps_left: how many next steps may only advance this one."""
         self.request_ids = list(request_ids)
         self.counts = counts
-        self.computed = computed
-        self.token_lines = token_lines
-        self.positions = positions
+        self.n_tokens = len(positions)
         self.offsets = np.cumsum(counts) - counts
         planned = token_lines[self.offsets] > 0
         self._pick = np.flatnonzero(planned)
         self._ids = [self.request_ids[i] for i in self._pick]
+        self._computed = computed
+        self._starts = computed[self._pick]
         self._counts = counts[self._pick]
         self._edited = edited[token_lines > 0]
         self._scored = np.add.reduceat(reads.astype(np.int64), self.offsets)[self._pick]
-        self.reads = None if reads.all() else reads
+        self.planned = bool(self._ids)
+        """Whether a request of it has a plan."""
+        self._reads = None if reads.all() else np.flatnonzero(reads)
         self.reads_any = bool(reads.any())
         self.needed = needed
         self._steps_left = steps_left
-        self._number, self._advanced = next(_numbers), 0
-        self.said = False
+        self._number, self.advanced = next(_numbers), 0
+        # As runners give them, whose integers may be narrower: a step is compared by bytes, which no other way of
+        # comparing whole arrays comes near to while nothing of numpy is in the processor's cache.
+        self._next_computed: npt.NDArray[Any] | None = None
+        self._one_each = b""
+        self._said = False
         """Whether the scheduler has been told of this batch."""
 
-    @property
-    def planned(self) -> bool:
-        """Whether a request of it has a plan."""
-        return bool(self._ids)
-
-    def advance(self, request_ids: Sequence[str], counts: Ints, computed: Ints) -> bool:
+    def advance(self, request_ids: Sequence[str], counts: npt.NDArray[Any], computed: npt.NDArray[Any]) -> bool:
         """Become the next step where that is this one with every request a token further; else False."""
-        if (
-            self._steps_left <= 0
-            or request_ids != self.request_ids
-            or (counts != 1).any()
-            or (computed != self.computed + 1).any()
-        ):
+        if self._steps_left <= 0 or request_ids != self.request_ids:
+            return False
+        if self._next_computed is None:
+            self._one_each = np.ones_like(counts).tobytes()
+            self._next_computed = (self._computed + 1).astype(computed.dtype)
+        if counts.tobytes() != self._one_each or computed.tobytes() != self._next_computed.tobytes():
             return False
         self._steps_left -= 1
-        self._advanced += 1
-        # Not in place: readings on their way still name the old ones.
-        self.computed, self.positions = computed, self.positions + 1
+        self.advanced += 1
+        self._next_computed += 1
         return True
 
-    def readings(self) -> StepReadings:
-        """What this step ran for the requests with a plan, scores and cost not yet filled in."""
+    def told(self, advanced: int, scores: Float32 | None, prepare: float, read: float) -> StepReadings | StepRepeat:
+        """What the step `advanced` positions on ran for the requests with a plan, as the scheduler is to hear it.
+
+        scores: [n_tokens, readout columns], None where none is wanted; prepare, read: as of `StepCost`.
+        """
+        wanted = NO_SCORES if scores is None else scores if self._reads is None else scores[self._reads]
+        if self._said:
+            return self._number, advanced, wanted.tobytes(), prepare, read
+        self._said = True
         return StepReadings(
             request_ids=self._ids,
-            starts=self.computed[self._pick],
+            starts=self._starts + advanced,
             counts=self._counts,
             edited=self._edited,
             scored=self._scored,
-            scores=NO_SCORES,
-            cost=NO_COST,
+            scores=wanted.copy(),
+            cost=StepCost(1, prepare, read),
             batch=self._number,
-            advanced=self._advanced,
-            said=self.said,
+            advanced=advanced,
         )
 
 
 NO_SCORES: Float32 = np.empty((0, 0), dtype=np.float32)
-NO_COST = StepCost()
 _numbers = itertools.count(1)
 
 

@@ -16,7 +16,7 @@ import torch
 from pilothouse.core.config import EngineLayout
 from pilothouse.core.directions import rows_from_payload
 from pilothouse.core.edits import Rule
-from pilothouse.core.messages import ChainLoad, RowLoad, StepCost, StepOrders, StepReadings
+from pilothouse.core.messages import ChainLoad, RowLoad, StepOrders, StepReadings, StepRepeat
 from pilothouse.core.sites import Float32
 from pilothouse.engine.batch import Batch, steps_until_change
 from pilothouse.engine.latches import Latches
@@ -30,6 +30,7 @@ class Board:
     def __init__(self, layout: EngineLayout, buffers: StepBuffers, sites: Mapping[int, Site]) -> None:
         self.layout = layout
         self.buffers = buffers
+        self._host_scores: Float32 | None = None if buffers.scores.is_cuda else buffers.scores.numpy()
         self.sites = dict(sorted(sites.items()))
         self.spans = SpanTable(2 * layout.rows_per_plan, layout.chain_steps)
         self.latches = Latches(layout.chain_steps, buffers.rows.device)
@@ -73,17 +74,22 @@ class Board:
         for request_id, request in orders.requests.items():
             self.latches.set(self.spans.add(request_id, request), request)
 
-    def map_tokens(self, request_ids: Sequence[str], counts: Ints, computed: Ints) -> None:
+    def map_tokens(self, request_ids: Sequence[str], counts: npt.NDArray[Any], computed: npt.NDArray[Any]) -> None:
         """Write the row of every token of the step.
 
         request_ids: the batch in its final order; counts: tokens of each request in this step; computed: position of
-        each request's first token in this step.
+        each request's first token in this step; both of any kind of integers.
         """
+        last = self._last
+        if last is None and self.buffers.needed is IDLE and not len(self.spans):
+            # Nobody has a plan, nor had one in the step before.
+            self._step = None
+            return
         began = perf_counter()
-        if self._last is None or not self._last.advance(request_ids, counts, computed):
-            self._last = self._mapped(request_ids, counts, computed)
-        self._step = self._last
-        self.buffers.needed = IDLE if self._step is None else self._step.needed
+        if last is None or not last.advance(request_ids, counts, computed):
+            last = self._last = self._mapped(request_ids, counts.astype(np.int64), computed.astype(np.int64))
+            self.buffers.needed = IDLE if last is None else last.needed
+        self._step = last
         self._prepared += perf_counter() - began
 
     def _mapped(self, request_ids: Sequence[str], counts: Ints, computed: Ints) -> Batch | None:
@@ -152,18 +158,27 @@ class Board:
         step, self._step = self._step, None
         if step is None:
             return None
-        self.latches.update(self.buffers.scores)
-        if self.layout.capture:
-            self._keep_captures(step)
+        self._look_at(step)
         # Where no stage so far has a site, nothing was written, and what is there means nothing.
         if not self.writes or not step.planned:
             return None
-        return self.buffers.scores[: len(step.positions)].clone()
+        return self.buffers.scores[: step.n_tokens].clone()
 
-    def readings(self) -> StepReadings | None:
+    def readings(self) -> StepReadings | StepRepeat | None:
         """What the step just run gave for the requests that have a plan; None when there were none."""
-        pending = self.start_reading()
-        return None if pending is None else pending.take()
+        if self._host_scores is None:
+            pending = self.start_reading()
+            return None if pending is None else pending.take()
+        began = perf_counter()
+        step, self._step = self._step, None
+        if step is None:
+            return None
+        self._look_at(step)
+        if not step.planned:
+            return None
+        prepared, self._prepared = self._prepared, 0.0
+        scores = self._host_scores[: step.n_tokens] if step.reads_any else None
+        return step.told(step.advanced, scores, prepared, perf_counter() - began)
 
     def start_reading(self) -> "PendingReadings | None":
         """Begin to copy out what the step just run gave; None when it ran no request with a plan.
@@ -174,13 +189,11 @@ class Board:
         step, self._step = self._step, None
         if step is None:
             return None
-        self.latches.update(self.buffers.scores)
-        if self.layout.capture:
-            self._keep_captures(step)
+        self._look_at(step)
         if not step.planned:
             return None
         prepared, self._prepared = self._prepared, 0.0
-        scores = self.buffers.scores[: len(step.positions)] if step.reads_any else None
+        scores = self.buffers.scores[: step.n_tokens] if step.reads_any else None
         return PendingReadings(step, scores, prepared, began)
 
     def take_captures(self) -> dict[str, dict[int, Float32]]:
@@ -254,6 +267,12 @@ class Board:
         self.buffers.rows[:n_tokens].copy_(self._staged(rows), non_blocking=True)
         self._rows_set = n_tokens
 
+    def _look_at(self, step: Batch) -> None:
+        """Take what this worker itself wants of the step just run."""
+        self.latches.update(self.buffers.scores)
+        if self.layout.capture:
+            self._keep_captures(step)
+
     def _keep_captures(self, step: Batch) -> None:
         for i, request_id in enumerate(step.request_ids):
             begin, end = int(step.offsets[i]), int(step.offsets[i] + step.counts[i])
@@ -275,23 +294,19 @@ class PendingReadings:
         """scores: [n_tokens, readout columns] of the step's tokens, None where none is wanted; prepared: seconds that
         it took to prepare the step; began: when reading did, by the performance counter."""
         self._batch = batch
-        self._readings = batch.readings()
+        self._advanced = batch.advanced
+        self._prepared = prepared
         self._copied: torch.cuda.Event | None = None
         # On the CPU a clone: the next step overwrites the scores. From a GPU this is a queued copy to pinned memory.
         self._scores = None if scores is None else scores.to("cpu", non_blocking=True, copy=True)
         if scores is not None and scores.is_cuda:
             self._copied = torch.cuda.Event()
             self._copied.record()
-        self._cost = StepCost(1, prepared, perf_counter() - began)
+        self._spent = perf_counter() - began
 
-    def take(self) -> StepReadings:
+    def take(self) -> StepReadings | StepRepeat:
         """The readings, complete; waits for the copy, which is not counted among their cost."""
         if self._copied is not None:
             self._copied.synchronize()
-        began = perf_counter()
-        if self._scores is not None:
-            scores = self._scores.numpy()
-            self._readings.scores = scores if self._batch.reads is None else scores[self._batch.reads]
-        self._batch.said = True
-        self._readings.cost = self._cost.plus(StepCost(read=perf_counter() - began))
-        return self._readings
+        scores = None if self._scores is None else self._scores.numpy()
+        return self._batch.told(self._advanced, scores, self._prepared, self._spent)

@@ -9,8 +9,7 @@ merges chunks or shows `kv_transfer_params` to the client).
 
 import copy
 import itertools
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,24 +17,25 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
+import numpy as np
 import torch
 from vllm.renderers.inputs.preprocess import extract_prompt_components
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import FinishReason
 
 from pilothouse.core.config import EngineLayout
-from pilothouse.core.directions import Direction
 from pilothouse.core.errors import BadRequest
 from pilothouse.core.messages import (
     DIRECTIONS_KEY,
+    LIVE_KEY,
     NONCE_KEY,
     PLAN_KEY,
     READING_KEY,
     RESERVED_KEYS,
-    Payload,
+    LiveReadings,
     StepCost,
-    WireDirections,
     directions_encoder,
+    live_decoder,
     plan_encoder,
     reading_decoder,
 )
@@ -43,6 +43,7 @@ from pilothouse.core.plans import Plan
 from pilothouse.core.records import NO_TOKEN_IDS
 from pilothouse.core.serving import RequestSession
 from pilothouse.core.tracks import ChoiceTrack, PromptTrack
+from pilothouse.engine.courier import Couriers
 from pilothouse.engine.wire import largest_edit, resolve
 
 current_session: ContextVar["RequestSession | NullSession | None"] = ContextVar("pilothouse_session", default=None)
@@ -81,105 +82,6 @@ class PlanSession:
 
     def close(self, error: str | None = None) -> None:
         return None
-
-
-class Holder:
-    """Knows which directions belong to requests that are not over, by digest."""
-
-    def __init__(self) -> None:
-        self.live: dict[bytes, int] = {}
-
-    def hold(self, directions: list[Direction]) -> None:
-        """These directions belong to a request that is not over."""
-        for direction in directions:
-            self.live[direction.digest] = self.live.get(direction.digest, 0) + 1
-
-    def drop(self, directions: list[Direction]) -> None:
-        """Undo one `hold`."""
-        for direction in directions:
-            self.live[direction.digest] -= 1
-            if not self.live[direction.digest]:
-                del self.live[direction.digest]
-
-
-class Courier(Holder):
-    """Knows what this client has sent to one engine, and when it may be forgotten.
-
-    live: what the requests of all engines hold, where there are several; what is held is sent, or will be.
-    """
-
-    def __init__(self, max_bytes: int, live: dict[bytes, int] | None = None) -> None:
-        super().__init__()
-        if live is not None:
-            self.live = live
-        self._max_bytes = max_bytes
-        self._sent: OrderedDict[bytes, int] = OrderedDict()
-        self._forgotten: list[bytes] = []
-        self._bytes = 0
-
-    def parcel(self, directions: list[Direction]) -> WireDirections | None:
-        """What to send along with a request that needs `directions`; None when the engine has it all.
-
-        Until `arrived` every request that needs the same content carries it too, so none relies on another's parcel.
-        """
-        for direction in directions:
-            if direction.digest in self._sent:
-                self._sent.move_to_end(direction.digest)
-        content = {d.digest: d.payload for d in directions if d.digest not in self._sent}
-        if not content:
-            return None
-        self._evict(sum(_size(payload) for payload in content.values()))
-        forgotten, self._forgotten = tuple(self._forgotten), []
-        return WireDirections(content, forgotten)
-
-    def arrived(self, parcel: WireDirections) -> None:
-        """The parcel is on its way, in order: later requests need not carry its content."""
-        for digest, payload in parcel.content.items():
-            if digest not in self._sent:
-                self._sent[digest] = _size(payload)
-                self._bytes += self._sent[digest]
-
-    def returned(self, parcel: WireDirections) -> None:
-        """The parcel was not sent: what it would have had forgotten goes with the next one."""
-        self._forgotten.extend(parcel.forget)
-
-    def lost(self, digests: Iterable[bytes]) -> None:
-        """The engine may not have these after all: they will be sent again."""
-        for digest in digests:
-            self._bytes -= self._sent.pop(digest, 0)
-
-    def _evict(self, coming: int) -> None:
-        for digest in list(self._sent):
-            if self._bytes + coming <= self._max_bytes:
-                break
-            if digest not in self.live:
-                self._bytes -= self._sent.pop(digest)
-                self._forgotten.append(digest)
-
-
-class Couriers(Holder):
-    """A courier for each engine of this client, for each has a store of its own: what one has, another may lack."""
-
-    def __init__(self, max_bytes: int) -> None:
-        super().__init__()
-        self._max_bytes = max_bytes
-        self._by_engine: dict[bytes, Courier] = {}
-
-    def to(self, engine: bytes) -> Courier:
-        """The courier to the engine of this identity."""
-        if engine not in self._by_engine:
-            self._by_engine[engine] = Courier(self._max_bytes, self.live)
-        return self._by_engine[engine]
-
-    def lost(self, digests: Iterable[bytes]) -> None:
-        """An engine may not have these after all: whichever it is, they will be sent again."""
-        lost = list(digests)
-        for courier in self._by_engine.values():
-            courier.lost(lost)
-
-
-def _size(payload: Payload) -> int:
-    return sum(map(len, payload.values()))
 
 
 class SteeringClient:
@@ -284,20 +186,43 @@ class SteeringClient:
     def process_outputs(self, engine_core_outputs: list[Any], *args: Any, **kwargs: Any) -> Any:
         """vLLM's `process_outputs`; readings come off first."""
         for output in engine_core_outputs:
-            params = output.kv_transfer_params
-            raw = params.pop(READING_KEY, None) if params else None
-            if raw is not None:
-                output.kv_transfer_params = params or None
-                reading = reading_decoder.decode(raw)
-                if reading.cost.steps:
-                    self._spent(reading.cost)
-                choice = self._choices.get(output.request_id)
-                if choice is not None:
-                    choice.add(reading)
+            if output.kv_transfer_params:
+                self._take_readings(output)
             if output.finish_reason == FinishReason.ERROR and output.request_id in self._tracks:
                 # vLLM may have dropped the request before the scheduler saw it, and with it what it carried.
                 self.couriers.lost(d.digest for d in self._tracks[output.request_id].plan.directions)
         return self._process_outputs(engine_core_outputs, *args, **kwargs)
+
+    def _take_readings(self, output: Any) -> None:
+        """Take off what was read of this request, and of others in the same step."""
+        params = output.kv_transfer_params
+        alone, live = params.pop(READING_KEY, None), params.pop(LIVE_KEY, None)
+        output.kv_transfer_params = params or None
+        if live is not None:
+            for readings in live_decoder.decode(live):
+                self._take_live(readings)
+        if alone is not None:
+            reading = reading_decoder.decode(alone)
+            if reading.cost.steps:
+                self._spent(reading.cost)
+            choice = self._choices.get(output.request_id)
+            if choice is not None:
+                choice.add(reading)
+
+    def _take_live(self, readings: LiveReadings) -> None:
+        if readings.cost.steps:
+            self._spent(readings.cost)
+        table = (
+            np.frombuffer(readings.scores, dtype="<f4").reshape(len(readings.request_ids), -1)
+            if readings.scores
+            else None
+        )
+        told = zip(readings.request_ids, readings.starts, readings.edited, strict=True)
+        for k, (request_id, start, edited) in enumerate(told):
+            choice = self._choices.get(request_id)
+            if choice is not None:
+                row = None if table is None else table[k : k + 1]
+                choice.add_position(start + readings.advanced, edited, row)
 
     def _engine_of(self, request: Any) -> bytes:
         """The engine that `request` goes to. vLLM's data parallel client chooses it, and keeps to its choice when it is
@@ -382,5 +307,5 @@ def refuse_reserved(sampling_params: Any) -> None:
     if extra and (forged := [key for key in RESERVED_KEYS if key in extra]):
         raise BadRequest(f"{forged[0]} is reserved", "vllm_xargs")
     transfer = extra.get("kv_transfer_params") if extra else None
-    if isinstance(transfer, dict) and READING_KEY in transfer:
-        raise BadRequest(f"{READING_KEY} is reserved", "kv_transfer_params")
+    if isinstance(transfer, dict) and (forged := [key for key in (READING_KEY, LIVE_KEY) if key in transfer]):
+        raise BadRequest(f"{forged[0]} is reserved", "kv_transfer_params")

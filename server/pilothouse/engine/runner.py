@@ -78,12 +78,12 @@ class SteeringRunner(_Base):
 
     def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
         output = super().sample_tokens(*args, **kwargs)
-        pending = self.pilothouse_board.start_reading()
-        if pending is None or output is None or output is EMPTY_MODEL_RUNNER_OUTPUT:
-            return output
         if isinstance(output, AsyncModelRunnerOutput):
-            return OutputWithReadings(output, pending)
-        setattr(output, READINGS_ATTRIBUTE, pending.take())
+            pending = self.pilothouse_board.start_reading()
+            return output if pending is None else OutputWithReadings(output, pending)
+        readings = self.pilothouse_board.readings()
+        if readings is not None and output is not None and output is not EMPTY_MODEL_RUNNER_OUTPUT:
+            setattr(output, READINGS_ATTRIBUTE, readings)
         return output
 
     def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:
@@ -114,8 +114,8 @@ class SteeringRunnerV1(SteeringRunner):
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: np.ndarray) -> Any:
         prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
         batch = self.input_batch
-        computed = batch.num_computed_tokens_cpu[: batch.num_reqs].astype(np.int64)
-        self.pilothouse_board.map_tokens(batch.req_ids, num_scheduled_tokens.astype(np.int64), computed)
+        computed = batch.num_computed_tokens_cpu[: batch.num_reqs]
+        self.pilothouse_board.map_tokens(batch.req_ids, num_scheduled_tokens, computed)
         return prepared
 
     def sync_and_gather_intermediate_tensors(
@@ -144,8 +144,8 @@ class SteeringRunnerV2(SteeringRunner):
 
     def prepare_inputs(self, *args: Any, **kwargs: Any) -> Any:
         batch: InputBatch = super().prepare_inputs(*args, **kwargs)
-        counts = batch.num_scheduled_tokens[: batch.num_reqs].astype(np.int64)
-        computed = batch.num_computed_tokens_np[: batch.num_reqs].astype(np.int64)
+        counts = batch.num_scheduled_tokens[: batch.num_reqs]
+        computed = batch.num_computed_tokens_np[: batch.num_reqs]
         self.pilothouse_board.map_tokens(batch.req_ids, counts, computed)
         return batch
 

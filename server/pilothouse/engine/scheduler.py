@@ -7,7 +7,6 @@ which of the two is wanted.
 """
 
 import logging
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -17,21 +16,19 @@ from vllm.v1.request import RequestStatus
 from pilothouse.core.messages import (
     DIRECTIONS_KEY,
     ORDERS_ATTRIBUTE,
-    READING_KEY,
     READINGS_ATTRIBUTE,
     ChainLoad,
     ReadoutLoad,
     RequestOrders,
     RowLoad,
-    StepCost,
     StepOrders,
-    StepReadings,
     WirePlan,
     directions_decoder,
 )
 from pilothouse.core.plans import END
 from pilothouse.engine.directions import DirectionStore
-from pilothouse.engine.holdings import Buffer, Heard, Held, Lack, Refusal, Stretches
+from pilothouse.engine.holdings import Held, Lack, Refusal
+from pilothouse.engine.listener import Listener, LiveByClient
 from pilothouse.engine.prefix_cache import install_edit_keys, plan_of
 from pilothouse.engine.runner import layout_of
 from pilothouse.engine.score_store import BlockCollector, ScoreStore
@@ -60,19 +57,18 @@ class SteeringScheduler(_Base):
         self.pilothouse_columns = SlotTable(layout.readouts)
         self.pilothouse_directions = DirectionStore()
         self.pilothouse_faults = 0
-        self._cost = StepCost()
-        self._stretches: Stretches | None = None
+        self._stopping = 0
+        """Requests here that a probe may end."""
         self._held: dict[str, Held] = {}
         self._pinned: dict[str, set[bytes]] = {}
         self._refused: dict[str, Refusal] = {}
         self._reserved: list[str] = []
         self._retired: list[str] = []
-        self._buffers: dict[str, Buffer] = {}
+        self._listener = Listener(self._held, self.requests)
         self._scores = ScoreStore(self.hash_block_size)
 
     def add_request(self, request: Any) -> None:
-        # Of an earlier request of that name, whose last step gave no output.
-        self._buffers.pop(request.request_id, None)
+        self._listener.forget(request.request_id)
         plan = plan_of(request)
         if plan is not None:
             self._take_directions(request)
@@ -103,16 +99,19 @@ class SteeringScheduler(_Base):
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         readings = getattr(model_runner_output, READINGS_ATTRIBUTE, None)
-        if readings is not None:
-            self._buffer(readings, _rejected(scheduler_output, model_runner_output))
+        live: LiveByClient = {}
+        if isinstance(readings, tuple):
+            live = self._listener.hear_again(readings)
+        elif readings is not None:
+            self._listener.hear(readings, _rejected(scheduler_output, model_runner_output))
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        if self._buffers:
-            self._attach(outputs)
+        self._listener.pass_on(outputs, live)
         return outputs
 
-    def _update_request_with_output(
+    def _update_until_stop(
         self, request: Any, new_token_ids: list[int], *args: Any, **kwargs: Any
     ) -> tuple[list[int], bool]:
+        """vLLM's `_update_request_with_output`, in whose place it is while a request is here that a probe may end."""
         held = self._held.get(request.request_id)
         if held is not None and held.stop_at != END:
             # Drafts may have been accepted past the token that is to be the last one.
@@ -121,10 +120,6 @@ class SteeringScheduler(_Base):
         if not stopped and new_token_ids and held is not None and request.num_tokens >= held.stop_at + 2:
             request.status, request.stop_reason = RequestStatus.FINISHED_STOPPED, held.stop_reason
             stopped = True
-        buffer = self._buffers.get(request.request_id)
-        if stopped and buffer is not None:
-            # Accepted drafts may lie behind the end; the last token itself is never fed back.
-            buffer.end = request.num_tokens - 1
         return new_token_ids, stopped
 
     def _handle_blocked_waiting_request(self, request: Any) -> bool:
@@ -163,6 +158,9 @@ class SteeringScheduler(_Base):
         chain_keys = _chain_keys(plan, columns)
         chains = self.pilothouse_chains.acquire(chain_keys)
         collector = BlockCollector(self._scores, plan.readouts) if _wants_prompt_scores(plan) else None
+        if plan.stops:
+            self._stopping += 1
+            self.__dict__["_update_request_with_output"] = self._update_until_stop
         return Held(
             plan,
             # Row 0 of the banks is nobody's.
@@ -196,6 +194,7 @@ class SteeringScheduler(_Base):
         if held is not None:
             self._let_go(held)
             self._retired.append(request.request_id)
+            self._listener.part_from(request, held)
         freed = super()._free_request(request, *args, **kwargs)
         if not self.requests:
             self._audit()
@@ -218,6 +217,8 @@ class SteeringScheduler(_Base):
             self.pilothouse_columns = SlotTable(self.pilothouse_columns.capacity)
             for name in left:
                 getattr(self, name).clear()
+            self._stopping = 0
+            self.__dict__.pop("_update_request_with_output", None)
 
     def _get_local_prefix_cache_hit(self, request: Any) -> Any:
         """vLLM's lookup; for a request that wants prompt scores, only as far as there are scores too."""
@@ -240,7 +241,7 @@ class SteeringScheduler(_Base):
         held = self._held.get(request_id)
         if held is None or not n_computed:
             return
-        buffer = self._buffer_of(request_id, held)
+        buffer = self._listener.buffer_of(request_id, held)
         buffer.cached = max(buffer.cached, n_computed)
         if held.collector is not None:
             hashes = self.requests[request_id].block_hashes[: -(-n_computed // self.hash_block_size)]
@@ -266,10 +267,17 @@ class SteeringScheduler(_Base):
         if held.chain_key:
             self.pilothouse_chains.release([held.chain_key])
         self.pilothouse_columns.release(held.plan.readouts)
+        if held.plan.stops:
+            self._stopping -= 1
+            if not self._stopping:
+                del self.__dict__["_update_request_with_output"]
 
     def _orders(self, started: list[str]) -> StepOrders | None:
         """What the workers must do before this step, given the requests that start in it."""
         store = self.pilothouse_directions
+        forget = store.dropped()
+        if not (started or self._retired or forget):
+            return None
         rows: list[RowLoad] = []
         chains: list[ChainLoad] = []
         readouts: list[ReadoutLoad] = []
@@ -295,52 +303,7 @@ class SteeringScheduler(_Base):
                 held.rows, plan.spans, held.columns, plan.read_from, held.chain, plan.steps
             )
         retired, self._retired = tuple(self._retired), []
-        forget = store.dropped()
-        if not (requests or retired or forget):
-            return None
         return StepOrders(retired, forget, store.unsent(needed), tuple(rows), tuple(chains), tuple(readouts), requests)
-
-    def _buffer(self, readings: StepReadings, rejected: Mapping[str, int]) -> None:
-        """Take in what a step ran; rejected: of how many draft tokens, the last ones of each request, it did so in
-        vain."""
-        self._cost = self._cost.plus(readings.cost)
-        if not readings.said:
-            self._stretches = Stretches(readings, rejected)
-        of = self._stretches
-        if of is None or of.batch != readings.batch:
-            # What was read cannot be told apart: the client will report the gap.
-            return
-        heard = Heard(of, readings.advanced, readings.scores)
-        for k, request_id in enumerate(of.request_ids):
-            held = self._held.get(request_id)
-            if held is None:
-                continue
-            self._buffer_of(request_id, held).parts.append((heard, k))
-            if of.scored[k] and (held.plan.stops or held.collector is not None):
-                rows = heard.read(k, of.scored[k])[:, held.columns]
-                held.look(heard.first(k), rows)
-                if held.collector is not None:
-                    held.collector.add(heard.first(k), rows, self.requests[request_id].block_hashes)
-
-    def _buffer_of(self, request_id: str, held: Held) -> Buffer:
-        buffer = self._buffers.get(request_id)
-        if buffer is None:
-            buffer = self._buffers[request_id] = Buffer(held.columns, held.plan.gather)
-        return buffer
-
-    def _attach(self, outputs: Any) -> None:
-        """Move buffered readings onto the outputs of their requests; forget those of requests that are gone."""
-        for per_client in outputs.values():
-            for output in per_client.outputs:
-                buffer = self._buffers.get(output.request_id)
-                if buffer is None or not (output.finish_reason is not None or buffer.due):
-                    continue
-                del self._buffers[output.request_id]
-                reading = buffer.encode(self._cost)
-                output.kv_transfer_params = {**(output.kv_transfer_params or {}), READING_KEY: reading}
-                self._cost = StepCost()
-        for request_id in [r for r in self._buffers if r not in self.requests]:
-            del self._buffers[request_id]
 
 
 def _rejected(scheduler_output: Any, model_runner_output: Any) -> dict[str, int]:
