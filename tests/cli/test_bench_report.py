@@ -17,6 +17,7 @@ from pilothouse.cli.bench.measure import FITTED, PAIR, PEER, SINGLE, SINGLES
 from pilothouse.cli.bench.memory import MAX_TOKENS, N_NUMBERS, buffer_bytes
 from pilothouse.cli.bench.plots import GROWTH, RATIOS, draw
 from pilothouse.cli.bench.report import render
+from pilothouse.cli.bench.scenarios import LEAST_PAIRS, layers_scenario
 from pilothouse.cli.bench.shapes import HARBOR, LLAMA_8B
 from pilothouse.cli.bench.summary import TARGETS, TTFT_TARGETS, memory_of, summarise
 from pilothouse.cli.bench.variants import AGAIN, DEFAULTS, IDLE, PLAIN, STEERED
@@ -65,6 +66,7 @@ def fitted(scenario: str = NAME, model: str = "harbor", batch: int = 16) -> dict
         "batch": batch,
         "tokens_in": 128,
         "wanted": 256,
+        "rounds": 8,
         "tokens_out": 64,
         "flags": ["--max-num-seqs", "64"],
         "our_flags": {"ours": [], "wide": ["--max-probes", "64"]},
@@ -84,7 +86,7 @@ def single(name: str, more: float) -> list[dict[str, Any]]:
             "variant": {"ttft_ms": 10.0 + number + more},
             "beside": {"ttft_ms": 10.0 + number},
         }
-        for number in range(3)
+        for number in range(LEAST_PAIRS)
     ]
 
 
@@ -96,7 +98,7 @@ def journal_of(*groups: list[dict[str, Any]]) -> Journal:
 
 
 def whole_run() -> Journal:
-    rates = [(99.0, 100.0), (96.0, 100.0), (49.0, 50.0)]
+    rates = [(99.0, 100.0), (96.0, 100.0), *[(98.0, 100.0)] * (LEAST_PAIRS - 2)]
     layers = [
         pairs(f"{STEERED.name} at {n} of 6 layers", [(1e6 / (10_000 + 20 * n), 100.0)], "layers") for n in (1, 3, 6)
     ]
@@ -135,8 +137,10 @@ def test_targets_are_of_the_columns_that_were_promised(met: bool) -> None:
         scenario = f"{model}, batch 16"
         for variant, target in zip(DEFAULTS, targets, strict=True):
             ratio = target + (0.001 if met else -0.001)
-            (row,) = summarise(pairs(variant.name, [(ratio * 100, 100.0)], scenario), seed=0)["throughput"]
-            assert (row["target"], row["met"]) == (target, met)
+            for n, expected in ((LEAST_PAIRS, met), (LEAST_PAIRS - 1, None)):
+                lines = pairs(variant.name, [(ratio * 100, 100.0)] * n, scenario)
+                (row,) = summarise(lines, seed=0)["throughput"]
+                assert (row["target"], row["met"]) == (target, expected)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +166,8 @@ def test_times_to_the_first_token_are_differences() -> None:
     registered, inline = (rows[name] for name in TTFT_TARGETS)
     assert registered["more"] == pytest.approx(0.75)
     assert (registered["met"], inline["met"]) == (False, True)
+    (few,) = summarise(single(registered["comparison"], 0.75)[1:], seed=0)["single_requests"]
+    assert few["met"] is None
 
 
 def test_slopes_go_through_the_time_that_steering_adds() -> None:
@@ -179,6 +185,14 @@ def test_slopes_go_through_the_time_that_steering_adds() -> None:
     ]
     (slope,) = summarise(batches, seed=0)["slopes"]
     assert slope["slope"] == pytest.approx(5.0)
+
+
+def test_the_scenario_of_layers_has_a_slope() -> None:
+    scenario = layers_scenario(HARBOR)
+    lines = [line for c in scenario.comparisons for line in pairs(c.name, [(95.0, 100.0)], scenario.name)]
+    (slope,) = summarise([fitted(scenario.name), *lines], seed=0)["slopes"]
+    assert [x for x, _ in slope["points"]] == [1, 3, 6]
+    assert "hooked layers" in render(report_of([], journal_of([fitted(scenario.name)], lines), seed=0))
 
 
 def test_peers_stand_beside_plain_vllm_of_the_same_scenario() -> None:
@@ -250,9 +264,21 @@ def test_the_report_says_what_was_met_and_what_it_was_measured_with(tmp_path: Pa
 
 
 def test_a_missed_target_is_called_so() -> None:
-    report = report_of([], journal_of([fitted()], pairs(IDLE.name, [(96.0, 100.0)])), seed=0)
-    text = render(report)
-    assert "0.960 (>= 0.97): **missed** | not measured" in text
+    for n, said in ((LEAST_PAIRS, "**missed**"), (3, "too few pairs (3)")):
+        report = report_of([], journal_of([fitted()], pairs(IDLE.name, [(96.0, 100.0)] * n)), seed=0)
+        text = render(report)
+        assert f"0.960 (>= 0.97): {said} | not measured" in text
+        assert ("not to be quoted" in text) == (n < LEAST_PAIRS)
+        assert ("| 3 (of 8: the time was up) |" in text) == (n < LEAST_PAIRS)
+
+
+def test_the_report_says_where_one_server_of_ours_was_all() -> None:
+    lines = pairs(IDLE.name, [(96.0, 100.0)] * LEAST_PAIRS)
+    said = f"{NAME}: one server of ours for all columns, with room for 64 probes"
+    both = fitted()
+    wide = {**both, "our_flags": {"wide": ["--max-probes", "64"]}}
+    assert said in render(report_of([], journal_of([wide], lines), seed=0))
+    assert said not in render(report_of([], journal_of([both], lines), seed=0))
 
 
 def test_a_peer_is_measured_with_and_without_hooks() -> None:

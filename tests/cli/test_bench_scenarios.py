@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from typer.testing import CliRunner
 from pilothouse.cli.bench import command, machine
 from pilothouse.cli.bench.command import arguments_of
 from pilothouse.cli.bench.journal import Journal
+from pilothouse.cli.bench.measure import Deadline, fit_tokens, later_seconds
+from pilothouse.cli.bench.rounds import bursts_of
 from pilothouse.cli.bench.scenarios import (
     LEAST_PAIRS,
     N_MANY,
@@ -21,9 +24,10 @@ from pilothouse.cli.bench.scenarios import (
     default_scenarios,
     full_scenarios,
     layers_scenario,
+    named,
 )
 from pilothouse.cli.bench.shapes import HARBOR, LLAMA_8B, SMALL
-from pilothouse.cli.bench.variants import AGAIN, DEFAULTS, MORE
+from pilothouse.cli.bench.variants import AGAIN, DEFAULTS, MORE, ONE_VECTOR, STEERED
 from pilothouse.cli.main import app
 from pilothouse.core.errors import BadRequest
 from pilothouse.harbor.paths import model_dir
@@ -35,14 +39,60 @@ EVERY = [s for where in DEVICES for s in default_scenarios(where, "bfloat16") + 
 def test_the_default_has_the_table_of_targets() -> None:
     harbor, small = default_scenarios("cpu", "float32")
     assert (harbor.model, small.model.key, small.model.dtype) == (HARBOR, SMALL.key, "float32")
+    assert (harbor.places, small.places) == (("plain", "ours", "wide"), ("plain", "wide"))
     for scenario in (harbor, small):
         assert (scenario.batch, scenario.tokens_in, scenario.tokens_out) == (16, 128, 256)
-        assert scenario.places == ("plain", "ours", "wide")
         measured = [c for c in scenario.comparisons if not c.latency]
-        assert [c.variant for c in measured] == [AGAIN, *DEFAULTS]
+        assert [c.variant.name for c in measured] == [v.name for v in (AGAIN, *DEFAULTS)]
         assert min(c.pairs for c in measured) >= LEAST_PAIRS
+
+
+@pytest.mark.parametrize(
+    ("starts", "prompts", "step", "tokens"),
+    [
+        ((270.0, 240.0), (0.25, 8.0), (0.0083, 0.1), (256, 32)),
+        ((270.0, 120.0), (0.25, 4.0), (0.0083, 0.05), (256, 128)),
+    ],
+)
+def test_the_default_fits_half_an_hour_of_two_cores(
+    starts: tuple[float, ...], prompts: tuple[float, ...], step: tuple[float, ...], tokens: tuple[int, ...]
+) -> None:
+    left = 60 * command.MINUTES
+    for scenario, start, prompt, a_step, n in zip(
+        default_scenarios("cpu", "x"), starts, prompts, step, tokens, strict=True
+    ):
+        bursts = bursts_of(scenario.comparisons)
+        later = later_seconds(scenario, prompt, a_step)
         assert scenario.seconds is not None
-        assert scenario.seconds <= 20 * 60
+        left -= start + later + 11 * (prompt + 4 * a_step)
+        assert fit_tokens(scenario, prompt, a_step, min(left, scenario.seconds)) == n
+        left -= bursts * (prompt + n * a_step)
+    assert left > 0
+
+
+def test_the_larger_shape_has_what_a_burst_of_seconds_leaves_time_for_and_all_of_it_in_full() -> None:
+    _, small = default_scenarios("cpu", "x")
+    assert not any(c.latency for c in small.comparisons)
+    assert (small.peers, small.singles, small.in_turn) == (False, 5, 3)
+    _, full = default_scenarios("cpu", "x", full=True)
+    assert full.places == ("plain", "ours", "wide")
+    assert full.peers
+    assert any(c.latency for c in full.comparisons)
+
+
+def test_a_name_is_one_variant_of_a_scenario() -> None:
+    for scenario in EVERY:
+        sides = [side for c in scenario.comparisons for side in (c.variant, c.beside)]
+        assert all(one == other for one in sides for other in sides if one.name == other.name)
+
+
+def test_plans_vectors_and_layers_have_pairs_to_be_quoted_and_little_time() -> None:
+    found = {s.name: s for s in full_scenarios("cpu", "x")}
+    for name in ("harbor, 256 plans", "harbor, 1,000 vectors", "harbor, layers"):
+        assert {c.pairs for c in found[name].comparisons} == {LEAST_PAIRS}
+        assert found[name].seconds == 180.0
+    (plans,) = [c for c in found["harbor, 256 plans"].comparisons if c.variant is not AGAIN]
+    assert (plans.variant, plans.beside, found["harbor, 256 plans"].batch) == (STEERED, ONE_VECTOR, 256)
 
 
 def test_streams_stand_beside_streams_and_plain_or_the_same_load_stands_beside_all() -> None:
@@ -127,6 +177,36 @@ def test_models_pairs_and_tokens_can_be_chosen() -> None:
     assert (found.singles, found.prompts, found.tokens_out, found.seconds) == (2, 2, 32, None)
     with pytest.raises(BadRequest, match="harbor, qwen3-0"):
         chosen(default_scenarios("cpu", "bfloat16"), "gpt", None, None)
+
+
+def test_scenarios_are_chosen_by_names_that_have_commas() -> None:
+    every = default_scenarios("cpu", "x") + full_scenarios("cpu", "x")
+    both = named(every, "harbor, 1,000 vectors,harbor, batch 1")
+    assert {s.name for s in both} == {"harbor, batch 1", "harbor, 1,000 vectors"}
+    for scenario in EVERY:
+        found = named([s for s in EVERY if s.name != scenario.name] + [scenario], f" {scenario.name} ")
+        assert [s.name for s in found] == [scenario.name]
+    for wrong in ("harbor, batch 17", "", "harbor, batch 1, harbor", "batch 1"):
+        with pytest.raises(BadRequest, match=r"qwen3-0\.5b, batch 16; harbor, batch 1;"):
+            named(every, wrong)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_the_command_measures_only_what_is_named(full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+
+    def run(scenario: Scenario, journal: Journal, where: str, deadline: Deadline, *rest: Any) -> None:
+        measured.append(scenario.name)
+        assert deadline.left(math.inf, 0.0) == math.inf
+
+    monkeypatch.setattr(command, "run_scenario", run)
+    monkeypatch.setattr(command, "device", lambda: "cpu")
+    monkeypatch.setattr(command, "SCRATCH", tmp_path / "scratch")
+    arguments = ["bench", *(["--full"] if full else [])]
+    found = CliRunner().invoke(app, [*arguments, "--only", "harbor, layers,harbor, 1,000 vectors"])
+    assert found.exit_code == 0, found.output
+    assert measured == ["harbor, layers", "harbor, 1,000 vectors"]
+    assert CliRunner().invoke(app, [*arguments, "--only", "harbor, layer"]).exit_code != 0
 
 
 def test_the_command_measures_what_is_left_and_writes_what_it_found(

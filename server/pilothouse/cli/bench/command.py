@@ -1,16 +1,18 @@
 """`pilothouse bench`: what steering and reading cost beside plain vLLM, over HTTP, in pairs.
 
-vLLM's own server and ours stay up, the idle ones stopped, and get the same bursts in turn. Separate runs of the same
-code differ by up to 15%, so a figure is the ratio within a pair; `bench.report` says the rest.
+vLLM's own server and ours stay up, the idle ones stopped, and get their bursts in turn. Separate runs of the same code
+differ by up to 15%, so a figure is the ratio of two bursts of a round; `bench.report` says the rest.
 """
 
 import asyncio
 import json
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +39,8 @@ from pilothouse.cli.bench.peers import measure_peers
 from pilothouse.cli.bench.plots import draw
 from pilothouse.cli.bench.prompt import measure_prompt_scores
 from pilothouse.cli.bench.report import render
-from pilothouse.cli.bench.scenarios import Scenario, chosen, default_scenarios, full_scenarios
+from pilothouse.cli.bench.rounds import endless
+from pilothouse.cli.bench.scenarios import Scenario, chosen, default_scenarios, full_scenarios, named
 from pilothouse.cli.bench.servers import Server, all_stopped, alone, layout_of
 from pilothouse.cli.bench.shapes import LLAMA_8B
 from pilothouse.cli.bench.summary import memory_of, summarise
@@ -45,7 +48,7 @@ from pilothouse.cli.bench.variants import Place, Requests
 from pilothouse.core.config import EngineLayout
 
 MINUTES = 29.0
-"""What the default may take on a CPU; answers become shorter where it would take longer."""
+"""What the default may take on a CPU; answers become shorter, then rounds fewer, where it would take longer."""
 SCRATCH = Path("bench/scratch")
 N_PROMPT_PROBES = 8
 _A_LATER_SCENARIO_SECONDS = 900.0
@@ -60,6 +63,10 @@ def bench(
         bool, typer.Option("--full", help="All loads and kinds of edits; goes on where it stopped.")
     ] = False,
     models: Annotated[str | None, typer.Option(help="Only these models, joined by commas.")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(help="Only these scenarios by name, joined by commas, those of --full too; goes on like it."),
+    ] = None,
     pairs: Annotated[
         int | None, typer.Option(min=1, help="Pairs of every comparison; at least 8 to be quoted.")
     ] = None,
@@ -71,11 +78,14 @@ def bench(
 ) -> None:
     """Measure what steering and reading cost on this machine, beside plain vLLM."""
     where = device()
-    every = default_scenarios(where, fast_dtype()) + (full_scenarios(where, fast_dtype()) if full else [])
-    scenarios = chosen(every, models, pairs, out_tokens)
+    every = default_scenarios(where, fast_dtype(), full)
+    at_leisure = full or only is not None
+    if at_leisure:
+        every += full_scenarios(where, fast_dtype())
+    scenarios = chosen(every if only is None else named(every, only), models, pairs, out_tokens)
     parameters = {"scenarios": [asdict(s) for s in scenarios], "seed": seed, "peers": peers, "versions": versions()}
-    journal = Journal.of_parameters(SCRATCH, parameters) if full else Journal()
-    deadline = Deadline(None if full or where == "cuda" else MINUTES)
+    journal = Journal.of_parameters(SCRATCH, parameters) if at_leisure else Journal()
+    deadline = Deadline(None if at_leisure or where == "cuda" else MINUTES)
     for number, scenario in enumerate(scenarios):
         later = _A_LATER_SCENARIO_SECONDS * (len(scenarios) - number - 1)
         if not journal.done(scenario=scenario.name, kind="done"):
@@ -165,16 +175,16 @@ async def _measure(
     model = scenario.model
     requests = Requests(model.key, model.width, model.depth, scenario.batch)
     prompt_seconds, step_seconds = await warm_up(scenario, servers, requests, seed)
+    kept = later + later_seconds(scenario, prompt_seconds, step_seconds)
+    tokens, room = scenario.tokens_out, endless
+    if scenario.seconds is not None:
+        tokens = fit_tokens(scenario, prompt_seconds, step_seconds, deadline.left(scenario.seconds, kept))
+        room = partial(deadline.left, math.inf, kept)
     if not journal.done(scenario=scenario.name, kind=FITTED):
-        tokens = scenario.tokens_out
-        if scenario.seconds is not None:
-            kept = later + later_seconds(scenario, prompt_seconds, step_seconds)
-            left = deadline.left(scenario.seconds, kept)
-            tokens = fit_tokens(scenario, prompt_seconds, step_seconds, left)
         layouts = {place: await _layout(servers, place) for place in scenario.places if place != "plain"}
         journal.add({**_about(scenario, where), "tokens_out": tokens, "layouts": layouts})
     tokens = int(journal.find(scenario=scenario.name, kind=FITTED)[0]["tokens_out"])
-    await measure_pairs(scenario, servers, requests, tokens, journal, seed)
+    await measure_pairs(scenario, servers, requests, tokens, journal, seed, room)
     if scenario.singles:
         await measure_singles(scenario, servers, requests, journal, seed)
     if scenario.prompts and not journal.done(scenario=scenario.name, kind=PROMPT):
@@ -201,6 +211,7 @@ def _about(scenario: Scenario, where: str) -> Mapping[str, Any]:
         "batch": scenario.batch,
         "tokens_in": scenario.tokens_in,
         "wanted": scenario.tokens_out,
+        "rounds": max(c.pairs for c in scenario.comparisons),
         "flags": scenario.engine_flags(where),
         "our_flags": {place: scenario.our_flags(place) for place in scenario.places if place != "plain"},
     }

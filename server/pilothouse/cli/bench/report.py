@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pilothouse.cli.bench.measure import FITTED
+from pilothouse.cli.bench.measure import FITTED, PAIR
 from pilothouse.cli.bench.scenarios import LEAST_PAIRS, WIDE_SUFFIX
 from pilothouse.cli.bench.variants import DEFAULTS
 
@@ -16,7 +16,7 @@ def render(report: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
     parts = [
         "# What steering and reading cost",
         _introduction(report),
-        "## Targets\n\n" + _targets(summary),
+        "## Targets\n\n" + _targets(report),
         "## Throughput\n\n" + _throughput(summary["throughput"]),
     ]
     parts += [f"![{name}]({name})" for name in plots]
@@ -41,15 +41,17 @@ def _introduction(report: Row) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (
         f"{machine['processor']}, {machine['cpus']} cores, {machine['memory_gb']} GB{gpu}; {packages}.\n\n"
-        "Servers are started alike and stay resident; all but the one that is measured are stopped (SIGSTOP). A pair "
-        "is one burst of requests to each of two servers, right after one another, in random order; a ratio is of the "
-        "two of a pair. Given are medians over pairs with 95% bootstrap intervals. `plain vLLM again (A/A)` is plain "
-        "vLLM beside itself: how far the machine alone moves the figures. Processor time is that of all processes of "
-        "the server, user and system."
-    ) + ("" if enough else f"\n\n**Fewer than {LEAST_PAIRS} pairs: these figures are not to be quoted.**")
+        "Servers are started alike and stay resident; all but the one that is measured are stopped (SIGSTOP). In a "
+        "round every variant is measured once, by a burst of requests, in random order; a pair is two bursts of the "
+        "same round, and a ratio is of these two. Comparisons share the burst of plain vLLM that they stand beside. "
+        "Given are medians over pairs with 95% bootstrap intervals. `plain vLLM again (A/A)` is a second burst to the "
+        "same server of plain vLLM in every round: how far the machine alone moves the figures. Processor time is that "
+        "of all processes of the server, user and system."
+    ) + ("" if enough else f"\n\n**Figures of fewer than {LEAST_PAIRS} pairs are not to be quoted.**")
 
 
-def _targets(summary: Row) -> str:
+def _targets(report: Row) -> str:
+    summary = report["summary"]
     columns = [variant.name for variant in DEFAULTS]
     found = [row for row in summary["throughput"] if "target" in row]
     by = {(row["scenario"].removesuffix(WIDE_SUFFIX), row["comparison"]): row for row in found}
@@ -59,8 +61,13 @@ def _targets(summary: Row) -> str:
         for name in scenarios
     ]
     text = _table(["ratio to plain vLLM, output tokens/s", *columns], rows)
+    text += "".join(
+        f"\n\n{line['scenario']}: one server of ours for all columns, with room for 64 probes (`--max-probes 64`)."
+        for line in report["items"]
+        if line["kind"] == FITTED and set(line["our_flags"]) == {"wide"} and line["scenario"] in scenarios
+    )
     times = [
-        [row["comparison"], row["scenario"], f"+{row['more']:.2f} ms", f"<= {row['target']} ms", _yes(row)]
+        [row["comparison"], row["scenario"], f"{row['more']:+.2f} ms", f"<= {row['target']} ms", _yes(row)]
         for row in summary["single_requests"]
         if "target" in row
     ]
@@ -74,6 +81,8 @@ def _met(row: Row) -> str:
 
 
 def _yes(row: Row) -> str:
+    if row["met"] is None:
+        return f"too few pairs ({row['pairs']})"
     return "met" if row["met"] else "**missed**"
 
 
@@ -134,7 +143,10 @@ def _singles(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    return f"Time to the first token with nothing else running.\n\n{_table(head, found)}"
+    about = (
+        "Time to the first token with nothing else running; a side of a pair is the median of some requests in turn."
+    )
+    return f"{about}\n\n{_table(head, found)}"
 
 
 def _slopes(rows: Sequence[Row]) -> str:
@@ -193,6 +205,8 @@ def _loads(report: Row) -> str:
     rows = []
     for line in loads:
         short = "" if line["tokens_out"] == line["wanted"] else f" (shortened from {line['wanted']} to fit the time)"
+        rounds = len({x["number"] for x in report["items"] if x["kind"] == PAIR and x["scenario"] == line["scenario"]})
+        fewer = "" if rounds == line["rounds"] else f" (of {line['rounds']}: the time was up)"
         rows.append(
             [
                 line["scenario"],
@@ -200,9 +214,10 @@ def _loads(report: Row) -> str:
                 str(line["batch"]),
                 str(line["tokens_in"]),
                 f"{line['tokens_out']}{short}",
+                f"{rounds}{fewer}",
             ]
         )
-    text = _table(["scenario", "model", "requests at once", "tokens in", "tokens out"], rows)
+    text = _table(["scenario", "model", "requests at once", "tokens in", "tokens out", "rounds"], rows)
     text += "\n\nAll servers run vLLM's V1 model runner; on a CPU one core is left to the processes around the worker."
     for line in loads:
         text += f"\n\n{line['scenario']}, all servers: `{' '.join(line['flags'])}`"

@@ -1,7 +1,7 @@
 """What a run measures: scenarios, each with its servers and its pairs of variants.
 
 A scenario is a model under one load. Its comparisons are pairs of variants; every comparison is measured as often as it
-says, one burst of either side right after the other.
+says, each time by two bursts of the same round (`bench.rounds`).
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,12 @@ from pilothouse.cli.harbor import harbor_arguments
 from pilothouse.core.errors import BadRequest
 
 LEAST_PAIRS = 8
+"""Pairs that a figure must have to be quoted."""
 N_MANY = 1000
 WIDE_SUFFIX = ", 64 probes"
 """What the name of a scenario ends with whose server for 64 probes has a GPU to share with plain vLLM alone."""
 _LEAST_SEQUENCES, _LEAST_PLANS = 64, 64
+_N_SINGLES = 40
 _LATENCY_SHARE = 4
 _LEAST_LATENCY_PAIRS = 3
 
@@ -57,8 +59,9 @@ class Comparison:
 @dataclass(frozen=True)
 class Scenario:
     """A model under one load. seconds: how long its bursts may take together, for which the answers are made shorter
-    where need be, None for as long as they take; singles: pairs of single requests in turn, for their latency; prompts:
-    rounds of prompt scores; peers: whether other implementations are measured beside."""
+    where need be, None for as long as they take; singles: rounds of single requests, for their latency; in_turn: those
+    of them whose median is one measurement; prompts: rounds of prompt scores; peers: whether other implementations are
+    measured beside."""
 
     name: str
     model: Model
@@ -68,6 +71,7 @@ class Scenario:
     comparisons: tuple[Comparison, ...]
     seconds: float | None = None
     singles: int = 0
+    in_turn: int = 12
     prompts: int = 0
     peers: bool = False
 
@@ -136,11 +140,23 @@ def _two_servers_each(all_of: Sequence[Comparison]) -> list[tuple[str, int, tupl
     """The comparisons by the server of ours that they ask, since a GPU has room for two: name, singles, comparisons."""
     wide = tuple(c for c in all_of if c.variant.server == "wide")
     rest = tuple(c for c in all_of if c.variant.server != "wide")
-    return [("", 20, rest), (WIDE_SUFFIX, 0, wide)]
+    return [("", _N_SINGLES, rest), (WIDE_SUFFIX, 0, wide)]
 
 
-def default_scenarios(device: str, small_dtype: str) -> list[Scenario]:
-    """Those of `pilothouse bench`; on a CPU they take at most half an hour."""
+def _on_one_server(all_of: Sequence[Comparison]) -> tuple[Comparison, ...]:
+    """The comparisons with all variants of ours asked of the server that has room for 64 probes."""
+    return tuple(
+        replace(c, variant=replace(c.variant, server="wide")) if c.variant.server == "ours" else c for c in all_of
+    )
+
+
+def _seconds(model: Model) -> float:
+    """What the bursts of a scenario of `--full` may take: little with the small model, whose scenarios are many."""
+    return 900.0 if model.random else 180.0
+
+
+def default_scenarios(device: str, small_dtype: str, full: bool = False) -> list[Scenario]:
+    """Those of `pilothouse bench`; on a CPU they take at most half an hour, unless they are part of `--full`."""
     if device == "cuda":
         return [
             Scenario(f"{model.key}, batch {batch}{name}", model, batch, 128, 256, comparisons, singles=singles)
@@ -148,23 +164,37 @@ def default_scenarios(device: str, small_dtype: str) -> list[Scenario]:
             for batch in (1, 32, 256)
             for name, singles, comparisons in _two_servers_each(default_comparisons(LEAST_PAIRS))
         ]
-    small = replace(SMALL, dtype=small_dtype)
-    return [
-        Scenario(
-            "harbor, batch 16", HARBOR, 16, 128, 256, default_comparisons(16), 420.0, singles=20, prompts=10, peers=True
-        ),
-        Scenario(
-            "qwen3-0.5b, batch 16",
-            small,
-            16,
-            128,
-            256,
-            default_comparisons(LEAST_PAIRS),
-            960.0,
-            singles=5,
-            peers=True,
-        ),
-    ]
+    harbor = Scenario(
+        "harbor, batch 16",
+        HARBOR,
+        16,
+        128,
+        256,
+        default_comparisons(10),
+        240.0,
+        singles=_N_SINGLES,
+        prompts=10,
+        peers=True,
+    )
+    return [harbor, _small_scenario(small_dtype, full)]
+
+
+def _small_scenario(dtype: str, full: bool) -> Scenario:
+    """The 0.5B shape on a CPU, where a start takes minutes and a burst ten seconds: unless `full`, with one server of
+    ours for all columns, and with nothing but these."""
+    comparisons = default_comparisons(LEAST_PAIRS, latency=full)
+    return Scenario(
+        "qwen3-0.5b, batch 16",
+        replace(SMALL, dtype=dtype),
+        16,
+        128,
+        256,
+        comparisons if full else _on_one_server(comparisons),
+        1800.0 if full else 720.0,
+        singles=5,
+        in_turn=3,
+        peers=full,
+    )
 
 
 def full_scenarios(device: str, small_dtype: str) -> list[Scenario]:
@@ -178,25 +208,32 @@ def full_scenarios(device: str, small_dtype: str) -> list[Scenario]:
     found = [batch_scenario(HARBOR, batch, batch <= 32) for batch in (1, 8, 32, 256)]
     # The caches of two servers for 256 requests to the larger model do not fit a common machine's memory.
     found += [batch_scenario(small, batch, True) for batch in (1, 8, 32)]
+    found.append(plans_scenario(HARBOR))
     for model in (HARBOR, small):
         found += [long_scenario(model, True), layers_scenario(model)]
     return [*found, *edits_scenarios(HARBOR)]
 
 
 def batch_scenario(model: Model, batch: int, wide: bool) -> Scenario:
-    """Another batch: the columns of the table, and as many plans as requests beside one. wide: 64 probes too."""
+    """Another batch: the columns of the table, and up to 32 requests as many plans beside one. wide: 64 probes too."""
     found = [c for c in default_comparisons(LEAST_PAIRS, latency=False) if wide or c.variant is not WIDE_STREAMED]
-    if batch > 1:
+    if 1 < batch <= 32:
         found.append(Comparison(STEERED, ONE_VECTOR, LEAST_PAIRS))
-    tokens, seconds = (256, 600.0) if batch <= 32 else (64, 900.0)
-    return Scenario(f"{model.key}, batch {batch}", model, batch, 128, tokens, tuple(found), seconds)
+    tokens = 256 if batch <= 32 else 64
+    return Scenario(f"{model.key}, batch {batch}", model, batch, 128, tokens, tuple(found), _seconds(model))
+
+
+def plans_scenario(model: Model) -> Scenario:
+    """As many plans as 256 requests beside one; short prompts, since it is in decoding steps that all of them meet."""
+    found = (Comparison(AGAIN, PLAIN, LEAST_PAIRS), Comparison(STEERED, ONE_VECTOR, LEAST_PAIRS))
+    return Scenario(f"{model.key}, 256 plans", model, 256, 32, 64, found, _seconds(model))
 
 
 def long_scenario(model: Model, wide: bool) -> Scenario:
     """Long prompts and short answers."""
     tokens_in = min(1024, model.max_len - 64)
     found = [c for c in default_comparisons(LEAST_PAIRS, latency=False) if wide or c.variant is not WIDE_STREAMED]
-    return Scenario(f"{model.key}, {tokens_in} tokens in", model, 16, tokens_in, 32, tuple(found), 900.0)
+    return Scenario(f"{model.key}, {tokens_in} tokens in", model, 16, tokens_in, 32, tuple(found), _seconds(model))
 
 
 def layers_scenario(model: Model) -> Scenario:
@@ -209,7 +246,7 @@ def layers_scenario(model: Model) -> Scenario:
         for place, n in counts
     ]
     found.append(Comparison(AGAIN, PLAIN, LEAST_PAIRS))
-    return Scenario(f"{model.key}, layers", model, 16, 128, 256, tuple(found), 600.0)
+    return Scenario(f"{model.key}, layers", model, 16, 128, 256, tuple(found), _seconds(model))
 
 
 def edits_scenarios(model: Model) -> list[Scenario]:
@@ -219,8 +256,23 @@ def edits_scenarios(model: Model) -> list[Scenario]:
     many = (Comparison(AGAIN, PLAIN, LEAST_PAIRS), Comparison(MANY_STEERED, STEERED, LEAST_PAIRS))
     return [
         Scenario(f"{model.key}, edits", model, 16, 128, 256, tuple(edits)),
-        Scenario(f"{model.key}, 1,000 vectors", model, 16, 128, 256, many),
+        Scenario(f"{model.key}, 1,000 vectors", model, 16, 128, 256, many, _seconds(model)),
     ]
+
+
+def named(scenarios: Sequence[Scenario], names: str) -> list[Scenario]:
+    """Those with these names, joined by commas. Names have commas themselves: the longest that fits is meant."""
+    known = sorted((scenario.name for scenario in scenarios), key=len, reverse=True)
+    wanted: set[str] = set()
+    rest = names.strip()
+    while rest or not wanted:
+        name = next((n for n in known if rest == n or rest.startswith(f"{n},")), None)
+        if name is None:
+            all_of = "; ".join(scenario.name for scenario in scenarios)
+            raise BadRequest(f"no scenario is called {rest!r}; those that there are here: {all_of}", "--only")
+        wanted.add(name)
+        rest = rest.removeprefix(name).removeprefix(",").strip()
+    return [scenario for scenario in scenarios if scenario.name in wanted]
 
 
 def chosen(

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from pilothouse.cli.bench.journal import Line
-from pilothouse.cli.bench.measure import FITTED, PAIR, PEER, PROMPT, SIDES, SINGLE
+from pilothouse.cli.bench.measure import FITTED, PAIR, PEER, PROMPT, SINGLE
 from pilothouse.cli.bench.medians import line_through, median_of
 from pilothouse.cli.bench.memory import buffer_bytes
 from pilothouse.cli.bench.prompt import summarise_prompt_scores
+from pilothouse.cli.bench.rounds import SIDES
+from pilothouse.cli.bench.scenarios import LEAST_PAIRS
 from pilothouse.cli.bench.shapes import BYTES, LLAMA_8B, Model
 from pilothouse.cli.bench.variants import DEFAULTS, STEERED
 from pilothouse.core.config import EngineLayout
@@ -84,7 +86,7 @@ def _row(group: Sequence[Line], seed: int) -> dict[str, Any]:
         **_latencies(group, rng),
     }
     target = _target(row["scenario"], row["comparison"])
-    return row if target is None else {**row, "target": target, "met": bool(row["ratio"] >= target)}
+    return row if target is None else {**row, "target": target, "met": _held(row["ratio"] >= target, group)}
 
 
 def _cpu(group: Sequence[Line], rng: np.random.Generator) -> dict[str, Any]:
@@ -127,7 +129,12 @@ def _single(group: Sequence[Line], seed: int) -> dict[str, Any]:
         **_difference(ours, beside, np.random.default_rng(seed)),
     }
     target = TTFT_TARGETS.get(name)
-    return row if target is None else {**row, "target": target, "met": bool(row["more"] <= target)}
+    return row if target is None else {**row, "target": target, "met": _held(row["more"] <= target, group)}
+
+
+def _held(met: bool, group: Sequence[Line]) -> bool | None:
+    """Whether a target was met; None where there are too few pairs to tell."""
+    return bool(met) if len(group) >= LEAST_PAIRS else None
 
 
 def _target(scenario: str, comparison: str) -> float | None:
