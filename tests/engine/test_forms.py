@@ -112,11 +112,15 @@ def test_a_form_does_what_is_needed_and_the_cheapest_that_does_is_taken(made: Ma
             tensor.copy_(before)
 
 
+@pytest.mark.parametrize("capture", [False, True])
+@pytest.mark.parametrize("columns", [3, sites.SUMMED_COLUMNS + 1], ids=["summed", "multiplied"])
 @pytest.mark.parametrize("together", [1, 2048], ids=["each layer alone", "all layers together"])
-def test_what_is_called_does_what_is_written(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_called_does_what_is_written(
+    together: int, columns: int, capture: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sites, "READ_TOGETHER", together)
     torch._dynamo.reset()
-    layout = EngineLayout(rows=2, rows_per_plan=1, chains=2, chain_steps=2, readouts=3, capture=together == 1)
+    layout = EngineLayout(rows=2, rows_per_plan=1, chains=2, chain_steps=2, readouts=columns, capture=capture)
     called, written = Made(CompilationMode.DYNAMO_TRACE_ONCE, layout), Made(CompilationMode.NONE, layout)
     with torch.inference_mode():
         written.model.load_state_dict(called.model.state_dict())

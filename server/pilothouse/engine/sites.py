@@ -25,6 +25,10 @@ READ_TOGETHER = 2048
 """Numbers of a token's streams that wait to be read by one call: it costs more than a small product, and they take
 memory meanwhile."""
 
+SUMMED_COLUMNS = 16
+"""Columns up to which a graph of CPU code sums products itself, where nothing looks at them before its end: a matrix
+product is faster, but the first one of a step finds none of its code in the processor's cache."""
+
 BlockOutput = torch.Tensor | tuple[Any, ...] | list[Any]
 
 
@@ -83,6 +87,7 @@ class StepBuffers(nn.Module):
         super().__init__()
         self.needed = FULL
         self.waiting: list[tuple[list[torch.Tensor], torch.Tensor, bool]] = []
+        self.sums: list[tuple[torch.Tensor, bool]] = []
         self.register_buffer("rows", torch.zeros(max_tokens, dtype=torch.int64, device=device), persistent=False)
         scores = torch.zeros(max_tokens, layout.readouts, dtype=torch.float32, device=device)
         self.register_buffer("scores", scores, persistent=False)
@@ -170,6 +175,9 @@ class Site(nn.Module):
     def _called(self, parts: list[torch.Tensor]) -> torch.Tensor:
         """As `read` and `edit`, by calls."""
         buffers, bank, chains = self.buffers_, self.bank, self.bank.chain_steps and self.form.chains
+        if len(self.readouts) <= SUMMED_COLUMNS and not (chains or self.capture):
+            self._sum(parts)
+            return self.edit(parts[0], None)
         buffers.waiting.append((parts, self.readouts, self.first))
         # Gates look at what has been read at their layer.
         if chains or self.capture or self.reads_waiting:
@@ -187,6 +195,18 @@ class Site(nn.Module):
             [self.edits, bank.readers, bank.writers, bank.numbers, bank.columns],
         )
         return edited
+
+    def _sum(self, parts: list[torch.Tensor]) -> None:
+        """Add this layer's readouts to those of layers before, which go to the shared scores together."""
+        sums = self.buffers_.sums
+        found, first = (total(parts).unsqueeze(1) * self.readouts).sum(dim=-1), self.first
+        if sums:
+            before, first = sums.pop()
+            found = before + found
+        if self.reads_waiting:
+            torch.ops.pilothouse.put(found, self.buffers_.scores, first)
+        else:
+            sums.append((found, first))
 
     def in_form(self, form: Form) -> "Site | None":
         """This site as part of a graph that does only what `form` says; None where that is nothing."""
@@ -224,6 +244,11 @@ def read(
             first = False
         else:
             torch.addmm(mine, stream, weights.t(), out=mine)
+
+
+def _put(found: torch.Tensor, scores: torch.Tensor, first: bool) -> None:
+    mine = scores[: found.shape[0]]
+    mine.copy_(found) if first else mine.add_(found)
 
 
 def _keep(parts: list[torch.Tensor], captured: torch.Tensor) -> None:
@@ -264,6 +289,7 @@ define(
     read,
     lambda *given: None,
 )
+define("put(Tensor found, Tensor(a!) scores, bool first) -> ()", _put, lambda *given: None)
 define("keep(Tensor[] parts, Tensor(a!) captured) -> ()", _keep, lambda *given: None)
 define(
     "edit(Tensor[] parts, Tensor[] of_tokens, Tensor[] bank) -> Tensor",
