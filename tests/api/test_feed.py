@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pilothouse.api.feed import Block, ScoreFeed
+from pilothouse.api.feed import Allowance, Block, ScoreFeed
 from pilothouse.api.scoring import ChoiceScores
+from pilothouse.core.listing import number_texts
+from pilothouse.core.messages import Reading
 from pilothouse.core.sites import Float32
 from pilothouse.core.tracks import ChoiceTrack
 from pilothouse.probing import Isotonic, Platt, Probe
@@ -98,6 +100,53 @@ def test_the_end_says_what_the_probes_say(rows: Float32) -> None:
         token_score = float(probe.token_scores(np.array([end], dtype=np.float32))[0])
         assert found.prompt_end == (score if probe.aggregate == "prompt_end" else token_score)
         assert [entry["logit"] for entry in shown["tokens"]] == [*logits.tolist(), None]
+
+
+@pytest.mark.parametrize("left", [0, 20 * 2 * len(MANY), 2**21])
+def test_the_end_lists_what_is_known_last(rows: Float32, left: int) -> None:
+    # The numbers' texts are those of the stream as far as they were kept, unless a token was computed again since.
+    for again in (False, True):
+        session, (track,) = open_session(MANY, tokens=True)
+        session.around.allowance.left = left
+        for j, row in enumerate(rows):
+            last = j == len(rows) - 1
+            generate(track, row[None])
+            if last:
+                track.finish_reason = "stop"
+                if again:
+                    track.add(Reading(((N_PROMPT, 1, 0),), ((N_PROMPT, 1),), rows[7].tobytes()))
+            event = session.rewrite_event(event_of(choice_of(0, track.finish_reason, content="a")))
+        assert session.around.allowance.left == left
+        read = np.concatenate([rows[7:8], rows[2:]]) if again else rows[1:]
+        shown = strict_json(event.removeprefix("data: "))["choices"][0]["probes"]
+        for k, probe in enumerate(MANY):
+            logits = probe.logits(read[:, k])
+            listed = shown[probe.name]["tokens"]
+            assert [entry["logit"] for entry in listed] == [*logits.tolist(), None]
+            assert [entry["score"] for entry in listed] == [*probe.token_scores(logits).tolist(), None]
+
+
+def test_what_is_kept_of_a_stream_is_bounded_and_let_go(rows: Float32) -> None:
+    scores = ChoiceScores(track := ChoiceTrack(N_PROMPT, len(MANY)), [1, 2, 3], MANY)
+    allowance = Allowance(per_token := 2 * len(MANY))
+    feeds = [ScoreFeed(scores, allowance) for _ in range(2)]
+    generate(track, rows[:4])
+    for feed in feeds:
+        for seen in range(1, 4):
+            block = Block(seen - 1, logits := scores.generated(seen - 1, seen), scores.token_scores(logits))
+            feed.text(block)
+    logits = scores.generated(0, 3)
+    assert allowance.left == 0
+    assert feeds[1].give_up(logits) == []
+    assert feeds[0].give_up(logits) == number_texts(logits[:1], scores.token_scores(logits[:1]))
+    assert (allowance.left, feeds[0].give_up(logits)) == (per_token, [])
+
+
+def test_a_stream_that_is_given_up_lets_go_what_was_kept(rows: Float32) -> None:
+    _, session = stream(rows, finish=False)
+    assert session.around.allowance.left < Allowance().left
+    session.close("aborted")
+    assert session.around.allowance.left == Allowance().left
 
 
 def test_of_several_tokens_an_event_those_are_held_back_that_follow_a_hole() -> None:

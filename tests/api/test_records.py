@@ -168,6 +168,11 @@ def test_the_store_is_bounded() -> None:
     for name in ("a", "b", "b", "b"):
         again.observe(outcome(name, "x" * 200))
     assert again.read("a"), "a record that replaces another takes its room"
+    wide = ResultsStore(max_bytes=3000)
+    for name in ("a", "b"):
+        wide.observe(outcome(name, "x" * 300 + "\U0001f642"))
+    with pytest.raises(NotFound):
+        wide.read("a")
     store.observe(outcome(""))
     with pytest.raises(NotFound):
         store.read("")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pilothouse.core.listing import Listing, TokenTable, json_of
+from pilothouse.core.listing import Listing, TokenTable, json_of, number_texts
 
 floats = st.floats(width=32) | st.just(float("nan"))
 words = st.text(max_size=4) | st.sampled_from(['"', "\\", "],[", ",", "\ud800", "\x00", "é", "🙂"])
@@ -24,18 +24,22 @@ def tables(draw: st.DrawFn) -> TokenTable:
     shape = (draw(st.integers(1, 3)), len(tokens))
     logits, scores = (draw(arrays(np.float32, shape, elements=floats)) for _ in range(2))
     reasons = draw(st.lists(st.none() | st.text(max_size=4), min_size=len(tokens), max_size=len(tokens)))
-    return TokenTable([word for word, _ in tokens], [token for _, token in tokens], logits, scores, reasons.__getitem__)
+    called, ids = [word for word, _ in tokens], [token for _, token in tokens]
+    done = draw(st.integers(0, len(tokens)))
+    texts = number_texts(logits[:, :done].T, scores[:, :done].T)
+    return TokenTable(called, ids, logits, scores, reasons.__getitem__, texts)
 
 
 @given(tables())
 def test_the_text_is_that_of_the_objects(table: TokenTable) -> None:
     for probe, listing in enumerate(table.listings()):
         expected = json.dumps(table.entries(probe), allow_nan=False)
-        assert strict_json(listing.text.decode()) == json.loads(expected)
+        assert listing.text.isascii()
+        assert strict_json(listing.text) == json.loads(expected)
         assert [list(entry) for entry in json.loads(listing.text)] == [list(entry) for entry in listing]
         bare = listing.without_words()
-        assert strict_json(bare.text.decode()) == list(bare) == [_wordless(entry) for entry in listing]
-        assert strict_json(json_of({"a": [listing, 1]}).decode()) == {"a": [json.loads(expected), 1]}
+        assert strict_json(bare.text) == list(bare) == [_wordless(entry) for entry in listing]
+        assert strict_json(json_of({"a": [listing, 1], "b": bare})) == {"a": [json.loads(expected), 1], "b": list(bare)}
 
 
 def test_a_listing_is_a_list_of_what_each_token_is_and_scores() -> None:

@@ -18,9 +18,8 @@ Aggregate = Literal["last", "mean", "min", "max", "worst_ema", "worst_rolling", 
 
 EMA_ALPHA = 0.5
 ROLLING_WINDOW = 16
-# Beyond 64 tokens a logit weighs 2**-64 of the average: less than a float64 can show.
+# A power of two. Beyond 64 tokens a logit weighs 2**-64 of the average: less than a float64 can show.
 _EMA_TAPS = 64
-_EMA_KERNEL = EMA_ALPHA * (1 - EMA_ALPHA) ** np.arange(_EMA_TAPS)
 
 Float64 = npt.NDArray[np.float64]
 
@@ -46,11 +45,8 @@ class ProbeStats:
 
 def moving_average(logits: Float64) -> Float64:
     """Exponential moving average that starts at the first logit: e[0] = z[0], e[t] = z[t] / 2 + e[t-1] / 2."""
-    if not len(logits):
-        return logits
-    # To start at z[0] is to have seen z[0] for ever, which makes the recursion a plain convolution.
-    padded = np.concatenate([np.full(_EMA_TAPS - 1, logits[0]), logits])
-    return np.convolve(padded, _EMA_KERNEL, mode="valid")
+    averages: Float64 = moving_averages(logits[None])[0]
+    return averages
 
 
 def rolling_mean(logits: Float64) -> Float64:
@@ -66,21 +62,23 @@ def moving_averages(rows: Float64) -> Float64:
     k, n = rows.shape
     if not k or not n:
         return rows
-    before = np.repeat(rows[:, :1], _EMA_TAPS - 1, axis=1)
-    padded = np.concatenate([before, rows], axis=1)
-    # One call for all rows, behind one another; what reaches from a row into the next is left out.
-    averages = np.convolve(padded.ravel(), _EMA_KERNEL, mode="valid")
-    whole: Float64 = np.concatenate([averages, np.zeros(_EMA_TAPS - 1)]).reshape(k, -1)
-    return whole[:, :n]
+    # To start at z[0] is to have seen z[0] for ever, which makes the recursion a weighted sum of a fixed length.
+    sums = np.concatenate([np.repeat(rows[:, :1], _EMA_TAPS - 1, axis=1), rows], axis=1)
+    taps = 1
+    while taps < _EMA_TAPS:
+        # The sum over as many tokens again before these, each of which weighs less by the same factor.
+        sums[:, taps:] += (1 - EMA_ALPHA) ** taps * sums[:, :-taps]
+        taps *= 2
+    return np.asarray(EMA_ALPHA * sums[:, -n:], dtype=np.float64)
 
 
 def rolling_means(rows: Float64) -> Float64:
     """`rolling_mean` of each of the rows [k, n], to the last bit."""
-    k, n = rows.shape
-    sums = np.concatenate([np.zeros((k, 1)), np.cumsum(rows, axis=1)], axis=1)
-    ends = np.arange(1, n + 1)
-    starts = np.maximum(ends - ROLLING_WINDOW, 0)
-    return np.asarray((sums[:, ends] - sums[:, starts]) / (ends - starts), dtype=np.float64)
+    sums = np.cumsum(rows, axis=1)
+    within = sums.copy()
+    within[:, ROLLING_WINDOW:] -= sums[:, :-ROLLING_WINDOW]
+    within /= np.minimum(np.arange(1, rows.shape[1] + 1), ROLLING_WINDOW)
+    return np.asarray(within, dtype=np.float64)
 
 
 def summarise(

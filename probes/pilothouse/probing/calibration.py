@@ -114,10 +114,10 @@ def interpolate(logits: Float64, x: Float64, y: Float64) -> Float64:
 
 
 def sigmoid(logits: Float64) -> Float64:
-    """1 / (1 + exp(-logits)) without overflow."""
-    # NaN is expected here: it stands for what was not scored.
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.exp(-np.logaddexp(0.0, -logits)), dtype=np.float64)
+    """1 / (1 + exp(-logits)); NaN, which stands for what was not scored, stays NaN."""
+    # Where the exponential is beyond all numbers, its reciprocal is 0, as it should be.
+    with np.errstate(over="ignore"):
+        return np.asarray(1.0 / (1.0 + np.exp(-logits)), dtype=np.float64)
 
 
 def fit_platt(logits: npt.ArrayLike, labels: npt.ArrayLike) -> Platt:

@@ -65,16 +65,16 @@ def telling(scores: Float32, logits: Float32, aggregate: Aggregate, alarm: Alarm
     whatever the others are, they are those that draw the aggregate most to where it is. ValueError for `prompt_end`,
     which no generated token tells of.
     """
-    known = np.flatnonzero(np.isfinite(scores))
     sign = 1 if alarm == "high" else -1
-    badness = sign * scores[known].astype(np.float64)
-    chosen = np.flatnonzero(badness > sign * threshold)
+    badness = sign * scores.astype(np.float64)
+    # What is not known is past nothing.
+    chosen = (badness > sign * threshold).nonzero()[0]
     if _of_one(aggregate, alarm) or not len(chosen):
-        chosen = _drawing(
-            sign * logits[known].astype(np.float64), support(logits[known].astype(np.float64), aggregate, alarm)
-        )
-    worst_first = chosen[np.argsort(-badness[chosen], kind="stable")[:MAX_REASONS]]
-    return [int(j) for j in known[worst_first]]
+        known = np.flatnonzero(np.isfinite(scores))
+        read = logits[known].astype(np.float64)
+        chosen = known[_drawing(sign * read, support(read, aggregate, alarm))]
+    found: list[int] = chosen[(-badness[chosen]).argsort(kind="stable")[:MAX_REASONS]].tolist()
+    return found
 
 
 def past(score: float, alarm: Alarm, threshold: float) -> float:

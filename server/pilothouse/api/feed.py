@@ -1,20 +1,28 @@
 """The scores of one sequence while it is streamed: each is given once, behind its token."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from pilothouse.api.scoring import ChoiceScores
+from pilothouse.core.listing import number_texts
 from pilothouse.core.sites import Float32
+from pilothouse.probing.panel import surely_finite
 
-_encode = msgspec.json.Encoder().encode
-
-_START, _LOGITS, _SCORES, _PIECES = 1, 3, 5, 6
+_START, _LOGIT, _SCORE, _PIECES = 1, 2, 4, 5
 """Where a probe's numbers stand among the pieces of its text, and how many these are."""
+
+
+class Allowance:
+    """What feeds may keep until their sequences have ended, all of them together. left: texts of a number, each of
+    which takes 80 bytes."""
+
+    def __init__(self, left: int = 2**21) -> None:
+        self.left = left
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +37,12 @@ class Block:
 class ScoreFeed:
     """How far the scores of a sequence have been streamed."""
 
-    def __init__(self, scores: ChoiceScores) -> None:
+    def __init__(self, scores: ChoiceScores, allowance: Allowance | None = None) -> None:
         self._scores = scores
+        self._allowance = allowance or Allowance()
+        self._kept: list[Float32] = []
+        """The logits of the first tokens whose numbers' texts are kept."""
+        self._texts: list[str] = []
         self._seen = 0
         """Tokens that earlier events announced."""
         self._sent = 0
@@ -70,18 +82,34 @@ class ScoreFeed:
 
     def text(self, block: Block) -> str:
         """The JSON of `named`, for a fraction of its price."""
-        n_probes = len(self._scores.names)
-        # All the numbers in one go, which makes null of what is not finite; mostly they are those of one token.
-        rows = np.concatenate((block.logits, block.scores), axis=1)
-        if len(rows) == 1:
-            numbers = _encode(rows[0].tolist())[1:-1].decode().split(",")
-        else:
-            numbers = _encode(rows.T.tolist())[2:-2].decode().split("],[")
+        n_probes, n = len(self._scores.names), len(block.logits)
+        texts = number_texts(block.logits, block.scores)
+        self._keep(block, texts)
+        if n > 1:
+            texts = [",".join(texts[k :: 2 * n_probes]) for k in range(2 * n_probes)]
         pieces = self._frame.copy()
-        pieces[_START::_PIECES] = [str(block.start)] * n_probes
-        pieces[_LOGITS::_PIECES] = numbers[:n_probes]
-        pieces[_SCORES::_PIECES] = numbers[n_probes:]
+        pieces[_START::_PIECES] = [f'{block.start},"logits":['] * n_probes
+        pieces[_LOGIT::_PIECES] = texts[:n_probes]
+        pieces[_SCORE::_PIECES] = texts[n_probes:]
         return "".join(pieces)
+
+    def give_up(self, logits: Float32 | None = None) -> list[str]:
+        """The `number_texts` of as many of the first tokens as they were kept of, which are no longer kept; none
+        unless their logits are still the first of `logits` [n, P]: what is computed again may come out otherwise."""
+        kept, texts, self._kept, self._texts = self._kept, self._texts, [], []
+        self._allowance.left += len(texts)
+        if not kept or logits is None:
+            return []
+        rows = np.concatenate(kept)
+        return texts if np.array_equal(rows, logits[: len(rows)]) else []
+
+    def _keep(self, block: Block, texts: list[str]) -> None:
+        """Of blocks that follow one another from the first token on."""
+        follows = 2 * len(self._scores.names) * block.start == len(self._texts)
+        if follows and len(texts) <= self._allowance.left:
+            self._allowance.left -= len(texts)
+            self._kept.append(block.logits)
+            self._texts += texts
 
     @cached_property
     def _frame(self) -> list[str]:
@@ -93,14 +121,16 @@ def _frame_of(names: Sequence[str]) -> list[str]:
     pieces: list[str] = []
     for number, name in enumerate(names):
         before = "]}," if number else "{"
-        pieces += [f'{before}{_encode(name).decode()}:{{"start":', "", ',"logits":[', "", '],"scores":[', ""]
+        pieces += [f'{before}{json.dumps(name)}:{{"start":', "", "", '],"scores":[', ""]
     return [*pieces, "]}}"]
 
 
 def _whole_rows(logits: Float32) -> int:
     """How many rows of [n, P] there are before the first in which something is missing."""
-    missing = np.isnan(logits)
-    return int(missing.any(axis=1).argmax()) if missing.any() else len(logits)
+    if surely_finite(logits):
+        return len(logits)
+    missing = np.isnan(logits).any(axis=1)
+    return int(missing.argmax()) if missing.any() else len(logits)
 
 
 def _columns(values: Float32) -> list[list[float | None]]:

@@ -7,15 +7,17 @@ from typing import NamedTuple
 
 from pilothouse.api.names import quote
 from pilothouse.core.errors import NotFound
-from pilothouse.core.listing import json_of
+from pilothouse.core.listing import json_of, json_pieces
 from pilothouse.core.record_body import record_body
 from pilothouse.core.records import RequestOutcome
 
 
 class _Kept(NamedTuple):
-    """A record as JSON, and how many earlier ones under its id it replaced."""
+    """A record as JSON in pieces, which its response is made of too, how many bytes they take at most, and how many
+    earlier ones under its id it replaced."""
 
-    text: bytes
+    pieces: list[str]
+    size: int
     replaced: int
 
 
@@ -41,13 +43,14 @@ class ResultsStore:
         replaced = 0
         if earlier := self._records.pop(outcome.response_id, None):
             replaced = earlier.replaced + 1
-            self._bytes -= len(earlier.text)
-        text = json_of(record_body(outcome, replaced))
-        self._bytes += len(text)
-        self._records[outcome.response_id] = _Kept(text, replaced)
+            self._bytes -= earlier.size
+        pieces = json_pieces(record_body(outcome, replaced))
+        size = sum(map(_size, pieces))
+        self._bytes += size
+        self._records[outcome.response_id] = _Kept(pieces, size, replaced)
         while len(self._records) > self.max_records or (self._bytes > self._max_bytes and len(self._records) > 1):
             _, old = self._records.popitem(last=False)
-            self._bytes -= len(old.text)
+            self._bytes -= old.size
 
     def read(self, response_id: str) -> bytes:
         """The record as JSON; NotFound when there is none, or no longer."""
@@ -62,7 +65,12 @@ class ResultsStore:
         if response_id not in self._records:
             return None
         self._records.move_to_end(response_id)
-        return self._records[response_id].text
+        return "".join(self._records[response_id].pieces).encode()
+
+
+def _size(text: str) -> int:
+    # One character that is not ASCII can make all of them take four bytes.
+    return len(text) if text.isascii() else 4 * len(text)
 
 
 def newest(records: Sequence[bytes]) -> bytes:
@@ -71,4 +79,4 @@ def newest(records: Sequence[bytes]) -> bytes:
         return records[0]
     found = sorted(map(json.loads, records), key=lambda record: record["time"])
     replaced = sum(record["replaced"] for record in found) + len(found) - 1
-    return json_of({**found[-1], "replaced": replaced})
+    return json_of({**found[-1], "replaced": replaced}).encode()

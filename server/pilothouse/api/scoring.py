@@ -30,18 +30,6 @@ ENGINE_GAP = "engine_gap"
 NOT_FINITE = "not_finite"
 """Why there is no score where the engine did read: the model's stream overflowed."""
 
-STAT_NAMES = (
-    "last",
-    "mean",
-    "min",
-    "max",
-    "worst_ema",
-    "worst_rolling",
-    "fraction_flagged",
-    "first_flagged",
-    "prompt_end",
-)
-
 
 def number(value: float | None) -> float | None:
     """`value` as JSON can carry it: None for what is missing or not finite."""
@@ -180,16 +168,19 @@ class ChoiceScores:
                 return "one_generated_token"
         return NOT_FINITE
 
-    def generated_entries(self, reports: Sequence[Report], decode: Decode) -> list[Listing]:
-        """`tokens` of each report: one entry for each generated token, the last one null by contract."""
+    def generated_entries(
+        self, reports: Sequence[Report], decode: Decode, known: Callable[[Float32], list[str]] = lambda logits: []
+    ) -> list[Listing]:
+        """`tokens` of each report: one entry for each generated token, the last one null by contract. known: the
+        `number_texts` of the first tokens that there are already, given the logits [n, P]."""
         ids = list(self.track.token_ids)
 
-        @cache
         def why(j: int) -> str | None:
             return self._why_missing(self.track.n_prompt + j) if j < len(ids) - 1 else None
 
         logits = np.array([report.logits for report in reports])
-        return TokenTable(list(map(decode, ids)), ids, logits, reports[0].all_scores(), why).listings()
+        words = list(map(decode, ids))
+        return TokenTable(words, ids, logits, reports[0].all_scores(), why, known(logits.T)).listings()
 
     def prompt_entries(self, decode: Decode, bos: int | None) -> Mapping[str, Listing]:
         """`prompt_tokens` of each probe by its name. The beginning-of-sequence token is never scored."""
@@ -199,7 +190,6 @@ class ChoiceScores:
         if has_bos:
             logits[0] = np.nan
 
-        @cache
         def why(p: int) -> str:
             return "bos" if has_bos and p == 0 else self._why_missing(p)
 
@@ -227,7 +217,7 @@ def describe(report: Report, token: Decode) -> dict[str, Any]:
         "reasons": _reasons(report, token),
         "aggregate": probe.aggregate,
         "version": probe.version,
-        "stats": {name: _stat(getattr(report.stats, name)) for name in STAT_NAMES},
+        "stats": dict(vars(report.stats)),
         "n_scored": report.n_scored,
     }
     if report.reason is not None:
@@ -248,8 +238,3 @@ def _reasons(report: Report, token: Decode) -> list[dict[str, Any]]:
         beyond = past(score, probe.alarm, probe.threshold)
         found.append({"token": token(j), "index": j, "score": score, "past": beyond})
     return found
-
-
-def _stat(value: float | int | None) -> float | int | None:
-    """Indices stay whole numbers."""
-    return value if isinstance(value, int) else number(value)

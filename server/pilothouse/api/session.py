@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, Literal
 
 from pilothouse.api.events import DONE, ERROR, goes_on, has_logprobs, lone_choice, read, tells_finish, with_key, written
-from pilothouse.api.feed import ScoreFeed
+from pilothouse.api.feed import Allowance, ScoreFeed
 from pilothouse.api.names import PROBES, STEERING
 from pilothouse.api.plans import Ask
 from pilothouse.api.receipts import count_open, receipts, tokens_edited
@@ -47,7 +47,7 @@ SCORES = "probe_scores"
 class Surroundings:
     """What every session of a server shares. model_name: what metrics and records call the model, whichever of its
     names a request used; read_text: where records keep prompts and completions; lost: told of an outcome that could not
-    be made; spent: told what steps of a model's engine cost."""
+    be made; spent: told what steps of a model's engine cost; allowance: what may be kept of what is streamed."""
 
     sink: OutcomeSink
     decode: Decode
@@ -57,6 +57,7 @@ class Surroundings:
     read_text: ReadText | None = None
     lost: Callable[[], None] = lambda: None
     spent: Callable[[str, StepCost], None] = lambda model_name, cost: None
+    allowance: Allowance = field(default_factory=Allowance)
 
 
 @dataclass
@@ -111,7 +112,7 @@ class Session:
         self._prompts.append(track)
         for choice in track.choices:
             scores = ChoiceScores(choice, track.prompt_token_ids, self.ask.probes)
-            self._choices.append(_Choice(track, scores, ScoreFeed(scores)))
+            self._choices.append(_Choice(track, scores, ScoreFeed(scores, self.around.allowance)))
 
     def set_response_id(self, response_id: str) -> None:
         """Remember under which id the record is to be found."""
@@ -139,6 +140,10 @@ class Session:
 
     def rewrite_event(self, event: str) -> str:
         """`event` with what is known by now; the same string where there is nothing to add. EngineGap as `decorate`."""
+        if self._shows and self._streams_scores and (index := lone_choice(event)) is not None:
+            feed = self._choices[index].feed
+            block = feed.take(finished=False)
+            return event if block is None else with_key(event, SCORES, feed.text(block))
         if event.startswith(DONE):
             # The record must be there before the client can know that the response has ended.
             if all(choice.scores.track.finish_reason is not None for choice in self._choices):
@@ -150,13 +155,8 @@ class Session:
         if not self._shows or not tells_finish(event):
             return event
         logprobs = bool(self.ask.probes) and has_logprobs(event)
-        if not logprobs and goes_on(event):
-            if not self._streams_scores:
-                return event
-            if (index := lone_choice(event)) is not None:
-                feed = self._choices[index].feed
-                block = feed.take(finished=False)
-                return event if block is None else with_key(event, SCORES, feed.text(block))
+        if not logprobs and not self._streams_scores and goes_on(event):
+            return event
         chunk = read(event)
         changed = False
         for shown in chunk.get("choices") or ():
@@ -177,6 +177,8 @@ class Session:
         except Exception:
             self.around.lost()
             logger.exception("The outcome of request %s could not be recorded", self.response_id)
+        for choice in self._choices:
+            choice.feed.give_up()
 
     def _fill(self, shown: dict[str, Any]) -> bool:
         """Put what is new into one choice of a chunk; True when there was something."""
@@ -251,7 +253,8 @@ class Session:
         ids, decode = choice.scores.track.token_ids, cache(self.around.decode)
         shown = {report.probe.name: describe(report, lambda j: decode(ids[j])) for report in reports}
         if self.ask.tokens:
-            for entry, tokens in zip(shown.values(), choice.scores.generated_entries(reports, decode), strict=True):
+            listings = choice.scores.generated_entries(reports, decode, choice.feed.give_up)
+            for entry, tokens in zip(shown.values(), listings, strict=True):
                 entry["tokens"] = tokens
         if self.ask.prompt:
             for name, entries in choice.scores.prompt_entries(decode, self.around.bos_token_id).items():
@@ -336,7 +339,7 @@ def _as_objects(extras: dict[str, Any]) -> dict[str, Any]:
     if PROBES not in extras:
         return extras
     shown = {
-        name: {key: list(value) if isinstance(value, Listing) else value for key, value in entry.items()}
+        name: {key: list(value) if type(value) is Listing else value for key, value in entry.items()}
         for name, entry in extras[PROBES].items()
     }
     return {**extras, PROBES: shown}

@@ -1,10 +1,12 @@
 """What responses list of every token by every probe: objects for who looks at them, JSON for who sends them on.
 
 A sequence of 256 tokens under 64 probes has 16,384 entries. As objects they take 10 ms to make and to write, and keep
-the garbage collector busy; their JSON is put together from pieces that probes have in common.
+the garbage collector busy; their JSON is put together from pieces that probes have in common. It is ASCII whatever the
+words are: a text of which every character is a byte is copied, never read, on its way out.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, overload
@@ -18,20 +20,41 @@ Entry = dict[str, Any]
 Why = Callable[[int], str | None]
 """Why a token has no logit, by its place; None where that goes without saying."""
 
+_ascii = json.JSONEncoder().encode
+_encode = msgspec.json.Encoder().encode
+
+_MARK = msgspec.Raw(b"\0")
+"""Stands for a listing: JSON has no such character, which it escapes in strings."""
+
 _LOGIT, _SCORE, _PIECES = 1, 3, 4
 """Where a token's numbers stand among the pieces of its text, and how many these are."""
 
 
 class TokenTable:
     """The tokens of a sequence under P probes. words, ids: of its n tokens; logits, scores: [P, n], NaN where there is
-    none."""
+    none; texts: `number_texts` of the first tokens, as far as they have been made already; the others' are added to
+    them."""
 
-    def __init__(self, words: Sequence[str], ids: Sequence[int], logits: Float32, scores: Float32, why: Why) -> None:
+    def __init__(
+        self,
+        words: Sequence[str],
+        ids: Sequence[int],
+        logits: Float32,
+        scores: Float32,
+        why: Why,
+        texts: list[str] | None = None,
+    ) -> None:
         self._words = words
         self._ids = ids
         self._logits = logits
         self._scores = scores
         self._why = why
+        if texts:
+            # Here, since later several threads may look at the table.
+            done = len(texts) // (2 * len(logits))
+            texts += number_texts(logits[:, done:].T, scores[:, done:].T)
+        self._made = texts
+        self._frames: dict[bool, list[str]] = {}
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -47,40 +70,47 @@ class TokenTable:
         if words:
             tokens = zip(self._words, self._ids, found, strict=True)
             found = [{"token": word, "token_id": token, **entry} for word, token, entry in tokens]
-        for j, reason in self._reasons(probe):
+        for j, reason in self._reasons.get(probe, ()):
             found[j]["reason"] = reason
         return found
 
-    def text(self, probe: int, words: bool = True) -> bytes:
-        """The JSON of `entries`."""
+    def text(self, probe: int, words: bool = True) -> str:
+        """The JSON of `entries`, in ASCII."""
         if not len(self):
-            return b"[]"
-        pieces = self._frames[words].copy()
-        scores = self._texts[1][probe]
-        pieces[_LOGIT::_PIECES] = self._texts[0][probe]
-        pieces[_SCORE::_PIECES] = scores
-        for j, reason in self._reasons(probe):
-            pieces[_PIECES * j + _SCORE] = scores[j] + b',"reason":' + msgspec.json.encode(reason)
-        return b"".join(pieces)
+            return "[]"
+        n_probes = len(self._logits)
+        pieces = self._frame(words).copy()
+        pieces[_LOGIT::_PIECES] = self._texts[probe :: 2 * n_probes]
+        pieces[_SCORE::_PIECES] = self._texts[n_probes + probe :: 2 * n_probes]
+        for j, reason in self._reasons.get(probe, ()):
+            pieces[_PIECES * j + _SCORE] += f',"reason":{_ascii(reason)}'
+        return "".join(pieces)
 
-    def _reasons(self, probe: int) -> Iterator[tuple[int, str]]:
-        for j in np.flatnonzero(np.isnan(self._logits[probe])).tolist():
+    @cached_property
+    def _reasons(self) -> dict[int, list[tuple[int, str]]]:
+        """By probe, its tokens without a logit that have a reason for it."""
+        missing = np.isnan(self._logits)
+        found: dict[int, list[tuple[int, str]]] = defaultdict(list)
+        for j in np.flatnonzero(missing.any(axis=0)).tolist():
             if (reason := self._why(j)) is not None:
-                yield j, reason
+                for probe in np.flatnonzero(missing[:, j]).tolist():
+                    found[probe].append((j, reason))
+        return found
+
+    def _frame(self, words: bool) -> list[str]:
+        """The pieces of a probe's text, with room for the numbers."""
+        if words not in self._frames:
+            tokens = [""] * len(self)
+            if words:
+                named = zip(self._words, self._ids, strict=True)
+                tokens = [f'"token":{_ascii(word)},"token_id":{token},' for word, token in named]
+            self._frames[words] = _framed(tokens)
+        return self._frames[words]
 
     @cached_property
-    def _frames(self) -> dict[bool, list[bytes]]:
-        """The pieces of the text, with room for the numbers, with words and without."""
-        tokens = [
-            b'"token":%b,"token_id":%d,' % (_text(word), token)
-            for word, token in zip(self._words, self._ids, strict=True)
-        ]
-        return {True: _framed(tokens), False: _framed([b""] * len(self))}
-
-    @cached_property
-    def _texts(self) -> tuple[list[list[bytes]], list[list[bytes]]]:
-        """Logits and scores as text, by probe and token; null is what is not finite."""
-        return _number_texts(self._logits), _number_texts(self._scores)
+    def _texts(self) -> list[str]:
+        """As `number_texts`, of all tokens."""
+        return self._made or number_texts(self._logits.T, self._scores.T)
 
 
 class Listing(Sequence[Entry]):
@@ -110,8 +140,8 @@ class Listing(Sequence[Entry]):
         return self._table.entries(self._probe, self._words)
 
     @cached_property
-    def text(self) -> bytes:
-        """The JSON."""
+    def text(self) -> str:
+        """The JSON, in ASCII."""
         return self._table.text(self._probe, self._words)
 
     def without_words(self) -> "Listing":
@@ -119,10 +149,26 @@ class Listing(Sequence[Entry]):
         return Listing(self._table, self._probe, words=False)
 
 
-def json_of(value: Any) -> bytes:
-    """JSON of what may have listings in it; what is not a finite number is null. UnicodeEncodeError for half a
-    surrogate pair, which UTF-8 does not know."""
-    return _encode(value)
+def json_pieces(value: Any) -> list[str]:
+    """What, joined, is the JSON of what may have listings in it: their texts are pieces of their own, not copied. What
+    is not a finite number is null. UnicodeEncodeError for half a surrogate pair, which UTF-8 does not know."""
+    listed: list[str] = []
+
+    def mark(found: Any) -> Any:
+        if not isinstance(found, Listing):
+            raise TypeError(f"{type(found).__name__} is no JSON")
+        listed.append(found.text)
+        return _MARK
+
+    between = msgspec.json.Encoder(enc_hook=mark).encode(value).decode().split("\0")
+    pieces = between + listed
+    pieces[::2], pieces[1::2] = between, listed
+    return pieces
+
+
+def json_of(value: Any) -> str:
+    """`json_pieces`, joined."""
+    return "".join(json_pieces(value))
 
 
 def numbers(values: Float32) -> list[float | None]:
@@ -133,30 +179,21 @@ def numbers(values: Float32) -> list[float | None]:
     return found
 
 
-def _framed(tokens: Sequence[bytes]) -> list[bytes]:
+def number_texts(logits: Float32, scores: Float32) -> list[str]:
+    """The JSON of each number of [n, P]: token by token, first its P logits, then its P scores; null is what is not
+    finite."""
+    if not logits.size:
+        return []
+    # All in one go, and mostly they are those of one token.
+    if len(logits) == 1:
+        return _encode(logits[0].tolist() + scores[0].tolist()).decode()[1:-1].split(",")
+    rows = _encode(np.concatenate((logits, scores), axis=1).tolist()).decode()
+    return rows[2:-2].replace("],[", ",").split(",")
+
+
+def _framed(tokens: Sequence[str]) -> list[str]:
     """The pieces of a list of such tokens; the last one closes it."""
-    pieces: list[bytes] = []
+    pieces: list[str] = []
     for number, token in enumerate(tokens):
-        pieces += [b'%b%b"logit":' % (b"},{" if number else b"[{", token), b"", b',"score":', b""]
-    return [*pieces, b"}]"]
-
-
-def _number_texts(values: Float32) -> list[list[bytes]]:
-    # All in one go: the writer makes null of what is not finite.
-    return [row.split(b",") for row in msgspec.json.encode(values.tolist())[2:-2].split(b"],[")]
-
-
-def _text(word: str) -> bytes:
-    try:
-        return msgspec.json.encode(word)
-    except UnicodeEncodeError:
-        return json.dumps(word).encode()
-
-
-def _raw(value: Any) -> Any:
-    if isinstance(value, Listing):
-        return msgspec.Raw(value.text)
-    raise TypeError(f"{type(value).__name__} is no JSON")
-
-
-_encode = msgspec.json.Encoder(enc_hook=_raw).encode
+        pieces += [f'{"},{" if number else "[{"}{token}"logit":', "", ',"score":', ""]
+    return [*pieces, "}]"]

@@ -34,6 +34,8 @@ class ScoreTable:
 
     def get(self, start: int, stop: int) -> Float32:
         """A copy of the rows of positions [start, stop); NaN where none was set."""
+        if self._first <= start <= stop <= self._first + len(self._rows):
+            return self._rows[start - self._first : stop - self._first].copy()
         out = self._unknown(max(stop - start, 0))
         low, high = max(start, self._first), min(stop, self._first + len(self._rows))
         if low < high:

@@ -77,7 +77,7 @@ def make_row(outcome: RequestOutcome, redaction: Redaction | None = None) -> Row
 def as_json(value: Any) -> str:
     """Compact JSON without NUL, which JSON escapes anyway, and without lone surrogates."""
     try:
-        return json_of(value).decode()
+        return json_of(value)
     except UnicodeEncodeError:
         return json.dumps(value, separators=(",", ":"), allow_nan=False, default=list)
 

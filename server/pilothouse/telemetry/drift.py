@@ -52,16 +52,21 @@ class Reference:
 
 @dataclass(frozen=True)
 class Recent:
-    """Scores of a probe by bin, each for less the older it is. at: the time for which that holds."""
+    """Scores of a probe by bin, each for less the older it is. at: the time for which that holds; a score that came
+    later counts for more than one."""
 
     version: str
-    counts: tuple[float, ...]
+    counts: list[float]
     at: float
 
-    def faded(self, now: float) -> tuple[float, ...]:
+    def faded(self, now: float) -> list[float]:
         """The counts as they are at `now`."""
         left = 0.5 ** (max(now - self.at, 0.0) / HALF_LIFE)
-        return tuple(count * left for count in self.counts)
+        return [count * left for count in self.counts]
+
+    def add(self, number: int, now: float) -> None:
+        """One more score, in bin `number`."""
+        self.counts[number] += 2.0 ** (max(now - self.at, 0.0) / HALF_LIFE)
 
 
 def groups(counts: Sequence[float]) -> list[range]:
@@ -130,15 +135,17 @@ class Drift:
             if reference is None or reference.version != version:
                 return
             now = self._clock()
-            before = self._recent.get(key) or Recent(version, (0.0,) * len(reference.counts), now)
-            counts = list(before.faded(now))
-            counts[reference.bin(score)] += 1.0
-            self._recent[key] = Recent(version, tuple(counts), max(now, before.at))
+            recent = self._recent.get(key)
+            if recent is None:
+                recent = self._recent[key] = Recent(version, [0.0] * len(reference.counts), now)
+            elif now > recent.at + HALF_LIFE:
+                recent = self._recent[key] = Recent(version, recent.faded(now), now)
+            recent.add(reference.bin(score), now)
 
     def dump(self) -> list[Any]:
         """For `load`, in JSON."""
         with self._lock:
-            return [[*key, recent.version, recent.counts, recent.at] for key, recent in self._recent.items()]
+            return [[*key, recent.version, list(recent.counts), recent.at] for key, recent in self._recent.items()]
 
     def found(self, others: Iterable[RecentScores] = ()) -> dict[tuple[str, str], tuple[float, float]]:
         """Of every probe with a reference, by model and probe, the index and how many scores are behind it, those that
@@ -159,7 +166,7 @@ class Drift:
 def load(dumped: Iterable[Any]) -> RecentScores:
     """What `Drift.dump` wrote; ValueError or TypeError for anything else."""
     return {
-        (model, probe): Recent(version, tuple(map(float, counts)), float(at))
+        (model, probe): Recent(version, list(map(float, counts)), float(at))
         for model, probe, version, counts, at in dumped
     }
 

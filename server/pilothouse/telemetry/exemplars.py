@@ -4,8 +4,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client import Metric
 from prometheus_client.samples import Exemplar
@@ -25,8 +24,7 @@ Key = tuple[str, tuple[tuple[str, str], ...]]
 """A sample's name and its labels in order."""
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """An exemplar's labels, the value that was observed, and when, in seconds since 1970."""
 
     labels: Mapping[str, str]

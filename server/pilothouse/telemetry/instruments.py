@@ -1,6 +1,7 @@
 """The metrics of families.py as counters, gauges and histograms of prometheus_client, and the exemplars beside them."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from pilothouse.telemetry.exemplars import Exemplars, Key, Seen, key_of
 from pilothouse.telemetry.families import FAMILIES
 from pilothouse.telemetry.names import ADHOC
 from pilothouse.telemetry.registry_info import COLLECTED
-from pilothouse.telemetry.scores import Bounds, ScoreHistogram
+from pilothouse.telemetry.scores import Bounds, ScoreHistogram, written
 
 SCORES = ("pilothouse_probe_score", "pilothouse_probe_prompt_end")
 
@@ -29,9 +30,9 @@ class Cause:
 
 
 class _Counted(NamedTuple):
-    """One series of a counter, and which sample it is."""
+    """How to add to one series of a counter, and which sample it is."""
 
-    series: Counter
+    add: Callable[[float], None]
     key: Key
 
 
@@ -40,7 +41,7 @@ class _Scored(NamedTuple):
 
     series: ScoreHistogram
     labels: dict[str, str]
-    keys: dict[str, Key]
+    keys: dict[float, Key]
 
 
 class Instruments:
@@ -73,7 +74,7 @@ class Instruments:
     def count(self, name: str, *labels: str, by: float = 1.0, cause: Cause | None = None) -> None:
         """Add to a counter. cause: becomes its exemplar."""
         counted = self._counted.get((name, *labels)) or self._count_in(name, labels)
-        counted.series.inc(by)
+        counted.add(by)
         if cause is not None and cause.labels:
             self.exemplars.keep(counted.key, Seen(cause.labels, by, cause.time))
 
@@ -83,7 +84,7 @@ class Instruments:
         bound = scored.series.place(value)
         if cause.labels:
             if (key := scored.keys.get(bound)) is None:
-                key = scored.keys[bound] = key_of(f"{name}_bucket", {**scored.labels, "le": bound})
+                key = scored.keys[bound] = key_of(f"{name}_bucket", {**scored.labels, "le": written(bound)})
             self.exemplars.keep(key, Seen(cause.labels, value, cause.time))
 
     def strength(self, *labels: str, value: float) -> None:
@@ -103,7 +104,8 @@ class Instruments:
 
     def _count_in(self, name: str, labels: tuple[str, ...]) -> _Counted:
         key = key_of(name, dict(zip(FAMILIES[name].labels, labels, strict=True)))
-        counted = self._counted[name, *labels] = _Counted(self.counters[name].labels(*labels), key)
+        # What the series adds itself, but for its questions whether it has labels and is asked to fall.
+        counted = self._counted[name, *labels] = _Counted(self.counters[name].labels(*labels)._value.inc, key)
         return counted
 
     def _score_in(self, name: str, labels: tuple[str, ...]) -> _Scored:

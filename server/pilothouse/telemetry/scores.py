@@ -3,7 +3,6 @@
 import threading
 from bisect import bisect_left
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Any
 
 from prometheus_client import Histogram, values
@@ -52,14 +51,15 @@ class ScoreHistogram(Histogram):
     def _probe(self) -> str:
         return str(self._labelvalues[self._labelnames.index("probe")])
 
-    def place(self, amount: float) -> str:
-        """Count `amount`; the value of `le` of the bucket it fell into."""
+    def place(self, amount: float) -> float:
+        """Count `amount`; the upper bound of the bucket it fell into."""
         with self._of_probes.lock:
             # As `observe`, which looks at one bound after another.
             at = bisect_left(self._upper_bounds, amount)
             self._sum.inc(amount)
             self._buckets[at].inc(1)
-            return _le(self._upper_bounds[at])
+            bound: float = self._upper_bounds[at]
+            return bound
 
     def widen(self) -> None:
         """Give all children the bounds that their probes have got since they were made."""
@@ -76,7 +76,7 @@ class ScoreHistogram(Histogram):
                 continue
             at = bisect_left(self._upper_bounds, bound)
             labels = (*self._labelnames, "le")
-            label_values = (*self._labelvalues, _le(bound))
+            label_values = (*self._labelvalues, written(bound))
             bucket = values.ValueClass(
                 self._type, self._name, self._name + "_bucket", labels, label_values, self._documentation
             )
@@ -88,7 +88,6 @@ class ScoreHistogram(Histogram):
             return super()._child_samples()
 
 
-@lru_cache(maxsize=4096)
-def _le(bound: float) -> str:
-    """A bound as prometheus_client writes it."""
+def written(bound: float) -> str:
+    """A bound as prometheus_client writes it: the value of the label `le`."""
     return str(floatToGoString(bound))  # type: ignore[no-untyped-call]
