@@ -30,7 +30,8 @@ class Board:
     def __init__(self, layout: EngineLayout, buffers: StepBuffers, sites: Mapping[int, Site]) -> None:
         self.layout = layout
         self.buffers = buffers
-        self._host_scores: Float32 | None = None if buffers.scores.is_cuda else buffers.scores.numpy()
+        on_host = buffers.scores.device.type == "cpu"
+        self._host_scores: Float32 | None = buffers.scores.numpy() if on_host else None
         self.sites = dict(sorted(sites.items()))
         self.spans = SpanTable(2 * layout.rows_per_plan, layout.chain_steps)
         self.latches = Latches(layout.chain_steps, buffers.rows.device)
