@@ -171,13 +171,10 @@ class Board:
             pending = self.start_reading()
             return None if pending is None else pending.take()
         began = perf_counter()
-        step, self._step = self._step, None
-        if step is None:
+        ended = self._end_step()
+        if ended is None:
             return None
-        self._look_at(step)
-        if not step.planned:
-            return None
-        prepared, self._prepared = self._prepared, 0.0
+        step, prepared = ended
         scores = self._host_scores[: step.n_tokens] if step.reads_any else None
         return step.told(step.advanced, scores, prepared, perf_counter() - began)
 
@@ -187,13 +184,10 @@ class Board:
         On a GPU the copy is queued behind the step, before the next one may overwrite the scores, and nobody waits.
         """
         began = perf_counter()
-        step, self._step = self._step, None
-        if step is None:
+        ended = self._end_step()
+        if ended is None:
             return None
-        self._look_at(step)
-        if not step.planned:
-            return None
-        prepared, self._prepared = self._prepared, 0.0
+        step, prepared = ended
         scores = self.buffers.scores[: step.n_tokens] if step.reads_any else None
         return PendingReadings(step, scores, prepared, began)
 
@@ -267,6 +261,17 @@ class Board:
             self.buffers.rows[n_tokens : self._rows_set].zero_()
         self.buffers.rows[:n_tokens].copy_(self._staged(rows), non_blocking=True)
         self._rows_set = n_tokens
+
+    def _end_step(self) -> tuple[Batch, float] | None:
+        """The step just run and the seconds that it took to prepare it; None when it ran no request with a plan."""
+        step, self._step = self._step, None
+        if step is None:
+            return None
+        self._look_at(step)
+        if not step.planned:
+            return None
+        prepared, self._prepared = self._prepared, 0.0
+        return step, prepared
 
     def _look_at(self, step: Batch) -> None:
         """Take what this worker itself wants of the step just run."""
