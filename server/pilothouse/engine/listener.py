@@ -69,8 +69,7 @@ class Listener:
         if run.next != advanced or len(run.scores) >= run.room:
             run = self._begin(run.of, advanced, gathering=True)
         run.scores.append(scores)
-        if run.watched:
-            self._look(run)
+        self._look(run)
         self._due |= len(run.scores) >= run.room
         if run.live is None:
             run.live = self._live(run.of)

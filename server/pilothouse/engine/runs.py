@@ -153,8 +153,9 @@ class Buffer:
         runs: list[tuple[int, int, int]] = []
         scored = [(0, len(rows)) for rows in self.kept]
         tables = []
-        for run, k, begin, end in self.parts:
-            of, n_steps = run.of, (len(run.scores) if end is None else end) - begin
+        for part in self.parts:
+            run, k, begin, end = part
+            of, n_steps = run.of, part.n_steps
             further = run.advanced + begin
             # Where there is more than one step, each of them is of one position.
             start, n = of.starts[k] + further, of.counts[k] * n_steps

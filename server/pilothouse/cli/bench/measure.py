@@ -9,7 +9,7 @@ from typing import Any
 from pilothouse.cli.bench.client import Burst, measured, send
 from pilothouse.cli.bench.journal import Journal
 from pilothouse.cli.bench.rounds import Room, bursts_of, endless, measure_rounds, variants_of
-from pilothouse.cli.bench.scenarios import Comparison, Scenario
+from pilothouse.cli.bench.scenarios import Comparison, Scenario, on_one_server
 from pilothouse.cli.bench.servers import Server, alone
 from pilothouse.cli.bench.variants import ADD, PLAIN, PLAIN_STREAMED, Place, Requests, Variant
 
@@ -107,17 +107,10 @@ async def measure_singles(
     await measure_rounds(SINGLE, scenario, singles_of(scenario), side, journal, seed)
 
 
-def singles_of(scenario: Scenario) -> list[Comparison]:
+def singles_of(scenario: Scenario) -> tuple[Comparison, ...]:
     """SINGLES as often as the scenario says, on the one server of ours that it has where it lacks the usual one."""
-    place: Place = "ours" if "ours" in scenario.places else "wide"
-    return [
-        replace(
-            c,
-            variant=replace(c.variant, server=place) if c.variant.server == "ours" else c.variant,
-            pairs=scenario.singles,
-        )
-        for c in SINGLES
-    ]
+    found = tuple(replace(c, pairs=scenario.singles) for c in SINGLES)
+    return found if "ours" in scenario.places else on_one_server(found)
 
 
 def later_seconds(scenario: Scenario, prompt_seconds: float, step_seconds: float) -> float:

@@ -143,7 +143,7 @@ def _two_servers_each(all_of: Sequence[Comparison]) -> list[tuple[str, int, tupl
     return [("", _N_SINGLES, rest), (WIDE_SUFFIX, 0, wide)]
 
 
-def _on_one_server(all_of: Sequence[Comparison]) -> tuple[Comparison, ...]:
+def on_one_server(all_of: Sequence[Comparison]) -> tuple[Comparison, ...]:
     """The comparisons with all variants of ours asked of the server that has room for 64 probes."""
     return tuple(
         replace(c, variant=replace(c.variant, server="wide")) if c.variant.server == "ours" else c for c in all_of
@@ -189,7 +189,7 @@ def _small_scenario(dtype: str, full: bool) -> Scenario:
         16,
         128,
         256,
-        comparisons if full else _on_one_server(comparisons),
+        comparisons if full else on_one_server(comparisons),
         1800.0 if full else 720.0,
         singles=5,
         in_turn=3,
