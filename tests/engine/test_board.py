@@ -52,37 +52,52 @@ spans = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 5), st.integers(0,
         if all(start >= s + n or s >= start + size for s, n, _ in parts[:i])
     )
 )
-requests = st.lists(
-    st.tuples(st.integers(0, 10), st.integers(1, 6), st.one_of(st.none(), st.tuples(spans, st.integers(0, 12)))),
-    min_size=1,
-    max_size=6,
+Planned = tuple[tuple[WireSpan, ...], int, list[tuple[int, int]]]
+steps = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 8)), max_size=LAYOUT.chain_steps)
+plans = st.tuples(spans, st.integers(0, 12), steps)
+
+
+def orders_of(number: int, plan: Planned) -> RequestOrders:
+    spans, read_from, acts = plan
+    chain = tuple(WireStep(b"v", b"", {}, False, None, start, start + size) for start, size in acts)
+    return RequestOrders(rows_of(number), spans, (0, 1), read_from, 1 if chain else 0, chain)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 14), st.integers(1, 6), st.one_of(st.none(), plans)),
+        min_size=1,
+        max_size=6,
+    )
 )
-
-
-@settings(max_examples=200, deadline=None)
-@given(requests)
-def test_every_token_gets_its_own_row_and_every_score_its_own_position(
-    batch: list[tuple[int, int, tuple[tuple[WireSpan, ...], int] | None]],
+def test_every_token_gets_its_own_row_and_steps_and_every_score_its_own_position(
+    batch: list[tuple[int, int, Planned | None]],
 ) -> None:
     board = make_board()
-    orders = {
-        f"r{i}": RequestOrders(rows_of(i), plan[0], (0, 1), plan[1]) for i, (_, _, plan) in enumerate(batch) if plan
-    }
+    orders = {f"r{i}": orders_of(i, plan) for i, (_, _, plan) in enumerate(batch) if plan}
     board.obey(StepOrders(requests=orders))
     computed = np.array([start for start, _, _ in batch])
     counts = np.array([count for _, count, _ in batch])
     board.map_tokens([f"r{i}" for i in range(len(batch))], counts, computed)
     n_tokens = int(counts.sum())
     board.buffers.scores[:n_tokens, 0] = torch.arange(n_tokens, dtype=torch.float32)
-    expected_rows, expected_scores, token = [], list[float](), 0
+    expected_rows, expected_scores, expected_gains = list[int](), list[float](), list[list[float]]()
+    edited = 0
     for i, (start, count, plan) in enumerate(batch):
+        spans, read_from, acts = plan or ((), 99, [])
         for position in range(start, start + count):
-            hit = [s for s in (plan[0] if plan else ()) if s.start <= position < s.stop]
+            if position >= read_from:
+                expected_scores.append(float(len(expected_rows)))
+            hit = [span for span in spans if span.start <= position < span.stop]
             expected_rows.append(rows_of(i)[hit[0].row] if hit else 0)
-            if plan and position >= plan[1]:
-                expected_scores.append(float(token))
-            token += 1
+            gains = [float(first <= position < first + size) for first, size in acts]
+            expected_gains.append(gains + [0.0] * (LAYOUT.chain_steps - len(gains)))
+            edited += bool(hit or any(gains))
     assert board.buffers.rows[:n_tokens].tolist() == expected_rows
+    assert board.buffers.gains[:n_tokens].tolist() == expected_gains
+    chains = [int(bool(plan and plan[2])) for _, count, plan in batch for _ in range(count)]
+    assert board.buffers.chains[:n_tokens].tolist() == chains
     readings = board.readings()
     if not orders:
         assert readings is None
@@ -90,23 +105,14 @@ def test_every_token_gets_its_own_row_and_every_score_its_own_position(
     assert isinstance(readings, StepReadings)
     assert readings.request_ids == list(orders)
     assert readings.scores[:, :1].ravel().tolist() == expected_scores
-    assert readings.edited.sum() == sum(row > 0 for row in expected_rows)
+    assert readings.edited.sum() == edited
 
 
-Planned = tuple[tuple[WireSpan, ...], int, list[tuple[int, int]]]
-steps = st.lists(st.tuples(st.integers(0, 12), st.integers(1, 8)), max_size=LAYOUT.chain_steps)
-plans = st.tuples(spans, st.integers(0, 12), steps)
 events = st.lists(
     st.tuples(st.sampled_from(["decode", "decode", "decode", "prefill", "end", "begin"]), st.integers(0, 3), plans),
     min_size=4,
     max_size=24,
 )
-
-
-def orders_of(number: int, plan: Planned) -> RequestOrders:
-    spans, read_from, acts = plan
-    chain = tuple(WireStep(b"v", b"", {}, False, None, start, start + size) for start, size in acts)
-    return RequestOrders(rows_of(number), spans, (0, 1), read_from, 1 if chain else 0, chain)
 
 
 @settings(max_examples=150, deadline=None)

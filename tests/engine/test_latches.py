@@ -24,11 +24,11 @@ def test_a_line_is_set_whatever_was_in_the_tables() -> None:
     for table in (latches.signs, latches.levels):
         table.fill_(torch.nan)
     latches.set(3, orders())
-    lines, positions = np.array([3, 3, 3]), np.array([4, 5, 6])
+    line, counts, computed = np.array([3]), np.array([3]), np.array([4])
 
     def gains() -> list[list[float]]:
         found = torch.ones(3, 2)
-        latches.close_gains(found, lines, positions)
+        latches.close_gains(found, line, counts, computed)
         return found.tolist()
 
     assert gains() == [[0, 1], [0, 1], [0, 1]]

@@ -17,29 +17,29 @@ def fault(make: Callable[[Any], None]) -> Callable[[Any], None]:
 
 @fault
 def nothing_is_edited(board: Any) -> None:
-    board._write_rows = lambda rows: None
+    board._rows.write = lambda rows: None
 
 
 @fault
 def everyone_is_edited(board: Any) -> None:
-    write = board._write_rows
+    write = board._rows.write
 
     def all_the_same(rows: Any) -> None:
         write(rows * 0 + rows.max())
 
-    board._write_rows = all_the_same
+    board._rows.write = all_the_same
 
 
 @fault
 def edits_land_one_token_late(board: Any) -> None:
-    write = board._write_rows
+    write = board._rows.write
 
     def late(rows: Any) -> None:
         shifted = rows.copy()
         shifted[1:] = rows[:-1]
         write(shifted)
 
-    board._write_rows = late
+    board._rows.write = late
 
 
 @fault
@@ -49,7 +49,7 @@ def one_edit_is_left_out(board: Any) -> None:
 
 @fault
 def steps_are_left_out(board: Any) -> None:
-    board._write_chains = lambda token_lines, positions: token_lines < 0
+    board._gains.write = lambda gains: None
 
 
 @fault
@@ -69,7 +69,8 @@ class FaultyWorker(SteeringWorker):
     def break_it(self, name: str) -> None:
         """Put the fault called `name` into this worker."""
         board = self.model_runner.pilothouse_board
-        self._whole = [(thing, dict(vars(thing))) for thing in (board, *board.sites.values())]
+        filled = (board._rows, board._gains)
+        self._whole = [(thing, dict(vars(thing))) for thing in (board, *filled, *board.sites.values())]
         self._banks = [(site.edits, site.edits.clone()) for site in board.sites.values()]
         FAULTS[name](board)
 

@@ -33,7 +33,7 @@ from pilothouse.engine.listener import Listener
 from pilothouse.engine.runs import Live, Run
 from pilothouse.engine.scheduler import SteeringScheduler
 from pilothouse.engine.score_store import ScoreStore
-from pilothouse.engine.spans import Ints, SpanTable
+from pilothouse.engine.spans import Ints, SpanTable, Taken
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -46,6 +46,17 @@ def rows_of_the_neighbour(patch: pytest.MonkeyPatch) -> None:
         return np.roll(right(table, request_ids), 1)
 
     patch.setattr(SpanTable, "lines", lines)
+
+
+def a_request_that_takes_what_its_first_token_takes(patch: pytest.MonkeyPatch) -> None:
+    """Within a step, what a request passes is not looked at."""
+    right = SpanTable.taken
+
+    def taken(table: SpanTable, lines: Ints, counts: Ints, computed: Ints) -> tuple[Taken, int]:
+        found, near = right(table, lines, np.ones_like(counts), computed)
+        return found.repeated(counts), near
+
+    patch.setattr(SpanTable, "taken", taken)
 
 
 def scores_of_the_next_position(patch: pytest.MonkeyPatch) -> None:
@@ -159,9 +170,9 @@ def a_latch_that_lasts_one_step(patch: pytest.MonkeyPatch) -> None:
     """A latch is not carried from one step to the next."""
     right = Latches.close_gains
 
-    def close_gains(latches: Latches, gains: torch.Tensor, token_lines: Ints, positions: Ints) -> None:
+    def close_gains(latches: Latches, gains: torch.Tensor, lines: Ints, counts: Ints, computed: Ints) -> None:
         latches.first[latches.signs != 0] = END
-        right(latches, gains, token_lines, positions)
+        right(latches, gains, lines, counts, computed)
 
     patch.setattr(Latches, "close_gains", close_gains)
 
@@ -271,6 +282,7 @@ def a_latch_that_outlives_its_request(patch: pytest.MonkeyPatch) -> None:
 
 PLANTS: tuple[Plant, ...] = (
     rows_of_the_neighbour,
+    a_request_that_takes_what_its_first_token_takes,
     scores_of_the_next_position,
     readings_of_the_neighbour,
     a_run_that_is_read_from_its_second_step,

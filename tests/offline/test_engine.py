@@ -35,6 +35,7 @@ from pilothouse.core.tracks import ChoiceTrack
 from pilothouse.engine.awaitable import AwaitableEngine, run
 from pilothouse.engine.board import Board
 from pilothouse.engine.selftest import SelfTestReport, self_test
+from pilothouse.engine.token_buffer import TokenBuffer
 from pilothouse.harbor.paths import model_dir
 from pilothouse.offline import LLM
 
@@ -132,7 +133,7 @@ def test_an_edit_that_was_left_out_is_an_error(llm: LLM, monkeypatch: pytest.Mon
 
 
 def test_the_self_test_sees_rows_that_are_not_written(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Board, "_write_rows", lambda board, rows: None)
+    monkeypatch.setattr(TokenBuffer, "write", lambda buffer, numbers: None)
     with pytest.raises(StartupError, match="self-test failed: a steered request differs"):
         report_of(llm)
 

@@ -6,6 +6,7 @@ row, its steps or the reading of it change, everything but the positions stays, 
 
 import itertools
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,13 @@ import numpy.typing as npt
 from pilothouse.core.messages import StepCost, StepReadings, StepRepeat
 from pilothouse.core.sites import Float32
 from pilothouse.engine.sites import Form
-from pilothouse.engine.spans import NEVER, Ints, SpanTable
+from pilothouse.engine.spans import Bools, Ints
 
 
 class Batch:
     """request_ids: the batch in its final order; counts: tokens of each request in this step; computed: position of
-    each request's first token in the step it was made for; token_lines, positions, edited: of each token of that;
-    reads: whether a token's readouts are wanted."""
+    each request's first token in the step it was made for; planned: whether each has a plan; edited, reads: of each
+    token, whether it is edited and whether its readouts are wanted."""
 
     def __init__(
         self,
@@ -28,30 +29,25 @@ class Batch:
         counts: Ints,
         computed: Ints,
         *,
-        token_lines: Ints,
-        positions: Ints,
-        edited: npt.NDArray[np.bool_],
-        reads: npt.NDArray[np.bool_],
+        planned: Bools,
+        edited: Bools,
+        reads: Bools,
         needed: Form,
         steps_left: int,
     ) -> None:
         """needed: what the step needs of the sites; steps_left: how many next steps may only advance this one."""
         self.request_ids = list(request_ids)
         self.counts = counts
-        self.n_tokens = len(positions)
-        self.offsets = np.cumsum(counts) - counts
-        planned = token_lines[self.offsets] > 0
-        self._pick = np.flatnonzero(planned)
-        self._ids = [self.request_ids[i] for i in self._pick]
-        self._computed = computed
-        self._starts = computed[self._pick]
-        self._counts = counts[self._pick]
-        self._edited = edited[token_lines > 0]
-        self._scored = np.add.reduceat(reads.astype(np.int64), self.offsets)[self._pick]
-        self.planned = bool(self._ids)
+        self.n_tokens = len(edited)
+        self.planned = bool(np.count_nonzero(planned))
         """Whether a request of it has a plan."""
-        self._reads = None if reads.all() else np.flatnonzero(reads)
-        self.reads_any = bool(reads.any())
+        self._planned = planned
+        self._computed = computed
+        self._edited = edited
+        self._wanted = reads
+        n_reads = np.count_nonzero(reads)
+        self._reads = None if n_reads == self.n_tokens else reads.nonzero()[0]
+        self.reads_any = n_reads > 0
         self.needed = needed
         self._steps_left = steps_left
         self._number, self.advanced = next(_numbers), 0
@@ -61,6 +57,12 @@ class Batch:
         self._one_each = b""
         self._said = False
         """Whether the scheduler has been told of this batch."""
+
+    @cached_property
+    def offsets(self) -> Ints:
+        """Where each request's tokens begin."""
+        begins: Ints = self.counts.cumsum() - self.counts
+        return begins
 
     def advance(self, request_ids: Sequence[str], counts: npt.NDArray[Any], computed: npt.NDArray[Any]) -> bool:
         """Become the next step where that is this one with every request a token further; else False."""
@@ -85,12 +87,20 @@ class Batch:
         if self._said:
             return self._number, advanced, wanted.tobytes(), prepare, read
         self._said = True
+        ids, starts, counts, edited = self.request_ids, self._computed, self.counts, self._edited
+        scored = (
+            np.add.reduceat(self._wanted, self.offsets, dtype=np.int64) if self.reads_any else np.zeros_like(counts)
+        )
+        mine = self._planned.nonzero()[0]
+        if len(mine) < len(ids):
+            ids, starts, scored = [ids[k] for k in mine], starts[mine], scored[mine]
+            counts, edited = counts[mine], edited[self._planned.repeat(counts)]
         return StepReadings(
-            request_ids=self._ids,
-            starts=self._starts + advanced,
-            counts=self._counts,
-            edited=self._edited,
-            scored=self._scored,
+            request_ids=ids,
+            starts=starts + advanced,
+            counts=counts,
+            edited=edited,
+            scored=scored,
             scores=wanted.copy(),
             cost=StepCost(1, prepare, read),
             batch=self._number,
@@ -100,11 +110,3 @@ class Batch:
 
 NO_SCORES: Float32 = np.empty((0, 0), dtype=np.float32)
 _numbers = itertools.count(1)
-
-
-def steps_until_change(spans: SpanTable, token_lines: Ints, positions: Ints) -> int:
-    """How many steps, each one position further, find every token's row, steps and reading as they are now."""
-    far = NEVER - 1
-    edges = spans.edges[token_lines]
-    ahead = np.where(edges > positions[:, None], edges - positions[:, None], far)
-    return int(ahead.min(initial=far)) - 1

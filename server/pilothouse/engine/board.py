@@ -18,10 +18,11 @@ from pilothouse.core.directions import rows_from_payload
 from pilothouse.core.edits import Rule
 from pilothouse.core.messages import ChainLoad, RowLoad, StepOrders, StepReadings, StepRepeat
 from pilothouse.core.sites import Float32
-from pilothouse.engine.batch import Batch, steps_until_change
+from pilothouse.engine.batch import Batch
 from pilothouse.engine.latches import Latches
 from pilothouse.engine.sites import FULL, IDLE, Form, Site, StepBuffers
 from pilothouse.engine.spans import Ints, SpanTable
+from pilothouse.engine.token_buffer import TokenBuffer
 
 
 class Board:
@@ -37,8 +38,9 @@ class Board:
         self.latches = Latches(layout.chain_steps, buffers.rows.device)
         self.directions: dict[bytes, dict[int, torch.Tensor]] = {}
         self.captures: dict[str, dict[int, list[Float32]]] = {}
-        self._rows_set = 0
-        self._chains_set = 0
+        self._rows = TokenBuffer(buffers.rows)
+        self._chains = TokenBuffer(buffers.chains)
+        self._gains = TokenBuffer(buffers.gains)
         self.writes = bool(sites)
         self._last: Batch | None = None
         self._step: Batch | None = None
@@ -50,7 +52,6 @@ class Board:
         self._obey(orders)
         self._prepared += perf_counter() - began
 
-    @torch.inference_mode()
     def _obey(self, orders: StepOrders) -> None:
         self._last = None
         for request_id in orders.retire:
@@ -60,6 +61,14 @@ class Board:
         for digest, payload in orders.directions.items():
             rows = rows_from_payload(payload)
             self.directions[digest] = {layer: torch.from_numpy(row.copy()) for layer, row in rows.items()}
+        if orders.rows or orders.chains or orders.readouts:
+            self._load(orders)
+        for request_id, request in orders.requests.items():
+            self.latches.set(self.spans.add(request_id, request), request)
+
+    @torch.inference_mode()
+    def _load(self, orders: StepOrders) -> None:
+        """Fill what is to be filled of the banks."""
         for load in orders.rows:
             self._load_row(load)
         for chain in orders.chains:
@@ -72,8 +81,6 @@ class Board:
                     site.readouts[readout.column].zero_()
                 else:
                     site.readouts[readout.column].copy_(row)
-        for request_id, request in orders.requests.items():
-            self.latches.set(self.spans.add(request_id, request), request)
 
     def map_tokens(self, request_ids: Sequence[str], counts: npt.NDArray[Any], computed: npt.NDArray[Any]) -> None:
         """Write the row of every token of the step.
@@ -98,32 +105,34 @@ class Board:
             self.reset_rows()
             return None
         lines = self.spans.lines(request_ids)
-        if not lines.any() and not self.layout.capture:
+        if not np.count_nonzero(lines) and not self.layout.capture:
             self.reset_rows()
             return None
-        token_lines = np.repeat(lines, counts)
-        positions = np.arange(len(token_lines), dtype=np.int64) + np.repeat(
-            computed - np.cumsum(counts) + counts, counts
-        )
-        rows = self.spans.rows_at(token_lines, positions)
-        self._write_rows(rows)
-        edited = np.logical_or(rows > 0, self._write_chains(token_lines, positions))
-        reads = positions >= self.spans.read_from[token_lines]
-        chains = bool(self._chains_set)
+        taken, near = self.spans.taken(lines, counts, computed)
+        self._rows.write(taken.rows)
+        edited = taken.rows > 0
+        edits = bool(np.count_nonzero(edited))
+        chains = taken.chains is not None and taken.gains is not None
+        if taken.chains is None or taken.gains is None:
+            self._clear_chains()
+        else:
+            self._chains.write(taken.chains)
+            self._gains.write(taken.gains)
+            self.latches.close_gains(self.buffers.gains[: len(edited)], lines, counts, computed)
+            edited |= taken.gains.any(axis=1)
         # A chain's gates look at readouts, also at positions whose readouts nobody wants.
-        needed = Form(bool(rows.any()), chains or bool(reads.any()), chains)
+        needed = Form(edits, chains or bool(np.count_nonzero(taken.reads)), chains)
         # Latches change what tokens take without their positions passing anything.
-        steady = (counts == 1).all() and not self.latches.used
+        steady = len(edited) == len(counts) and not self.latches.used
         return Batch(
             request_ids,
             counts,
             computed,
-            token_lines=token_lines,
-            positions=positions,
+            planned=lines > 0,
             edited=edited,
-            reads=reads,
+            reads=taken.reads,
             needed=FULL if self.layout.capture else needed,
-            steps_left=steps_until_change(self.spans, token_lines, positions) if steady else 0,
+            steps_left=near - 1 if steady else 0,
         )
 
     def reset(self, needed: Form = FULL) -> None:
@@ -138,10 +147,8 @@ class Board:
     def reset_rows(self) -> None:
         """Make every token untouched; padding relies on it."""
         self._last = None
-        if self._rows_set:
-            self.buffers.rows[: self._rows_set].zero_()
-            self._rows_set = 0
-        self._reset_chains(0)
+        self._rows.clear()
+        self._clear_chains()
 
     def take_over(self, scores: torch.Tensor | None) -> None:
         """Begin a step behind an earlier pipeline stage, with the readouts [n_tokens, readouts] of its layers.
@@ -228,39 +235,9 @@ class Board:
                     gate=None if gate is None or gate.latched else (load.columns[k], gate.above, gate.level),
                 )
 
-    def _write_chains(self, token_lines: Ints, positions: Ints) -> npt.NDArray[np.bool_]:
-        """Write chain and gains of every token; which tokens a step acts on, by its positions."""
-        chains = self.spans.chain[token_lines]
-        if not chains.any():
-            self._reset_chains(0)
-            return chains > 0
-        n_tokens = len(chains)
-        gains = self.spans.gains_at(token_lines, positions)
-        self._reset_chains(n_tokens)
-        self.buffers.chains[:n_tokens].copy_(self._staged(chains), non_blocking=True)
-        self.buffers.gains[:n_tokens].copy_(self._staged(gains), non_blocking=True)
-        self.latches.close_gains(self.buffers.gains[:n_tokens], token_lines, positions)
-        self._chains_set = n_tokens
-        return np.asarray(gains.any(axis=1), dtype=np.bool_)
-
-    def _reset_chains(self, kept: int) -> None:
-        """Tokens from `kept` on have no chain."""
-        if self._chains_set > kept:
-            self.buffers.chains[kept : self._chains_set].zero_()
-            self.buffers.gains[kept : self._chains_set].zero_()
-        self._chains_set = min(self._chains_set, kept)
-
-    def _staged(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        staged = torch.from_numpy(array)
-        # Fresh pinned memory, which PyTorch keeps until the copy is done: steps that run ahead never share it.
-        return staged.pin_memory() if self.buffers.rows.is_cuda else staged
-
-    def _write_rows(self, rows: Ints) -> None:
-        n_tokens = len(rows)
-        if self._rows_set > n_tokens:
-            self.buffers.rows[n_tokens : self._rows_set].zero_()
-        self.buffers.rows[:n_tokens].copy_(self._staged(rows), non_blocking=True)
-        self._rows_set = n_tokens
+    def _clear_chains(self) -> None:
+        self._chains.clear()
+        self._gains.clear()
 
     def _end_step(self) -> tuple[Batch, float] | None:
         """The step just run and the seconds that it took to prepare it; None when it ran no request with a plan."""

@@ -10,7 +10,7 @@ import torch
 
 from pilothouse.core.messages import RequestOrders
 from pilothouse.core.plans import END
-from pilothouse.engine.spans import Ints
+from pilothouse.engine.spans import Ints, positions_of
 
 
 class Latches:
@@ -35,9 +35,18 @@ class Latches:
     def set(self, line: int, orders: RequestOrders) -> None:
         """Take in a request that starts; its latches are not met yet."""
         self.clear(line)
-        if not any(step.gate is not None and step.gate.latched for step in orders.steps):
-            return
-        self._latched.add(line)
+        if any(step.gate is not None and step.gate.latched for step in orders.steps):
+            self._latched.add(line)
+            self._set(line, orders)
+
+    def clear(self, line: int | None) -> None:
+        """The request of this line has ended."""
+        if line in self._latched:
+            self._latched.discard(line)
+            self._clear(line)
+
+    @torch.inference_mode()
+    def _set(self, line: int, orders: RequestOrders) -> None:
         while line >= self._shape[0]:
             self._allocate(2 * self._shape[0])
         # The whole line, not only what its latches need: a worker that slept may have woken to tables of anything.
@@ -49,17 +58,17 @@ class Latches:
                 self.columns[line, k] = orders.columns[step.gate.readout]
                 self.signs[line, k], self.levels[line, k] = sign, sign * step.gate.level
 
-    def clear(self, line: int | None) -> None:
-        """The request of this line has ended."""
-        if line in self._latched:
-            self._latched.discard(line)
-            self.first[line], self.signs[line], self.levels[line] = -1, 0.0, 0.0
+    @torch.inference_mode()
+    def _clear(self, line: int) -> None:
+        self.first[line], self.signs[line], self.levels[line] = -1, 0.0, 0.0
 
-    def close_gains(self, gains: torch.Tensor, token_lines: Ints, positions: Ints) -> None:
-        """Set to 0 the gains [n_tokens, chain_steps] of steps whose latch has not been met before the token."""
+    def close_gains(self, gains: torch.Tensor, lines: Ints, counts: Ints, computed: Ints) -> None:
+        """Set to 0 the gains [n_tokens, chain_steps] of steps whose latch has not been met before the token. Of each
+        request: its line, its tokens in the step, and the position of the first."""
         self._lines = None
         if not self._latched:
             return
+        token_lines, positions = np.repeat(lines, counts), positions_of(counts, computed)
         tokens = np.flatnonzero(np.isin(token_lines, list(self._latched)))
         if not len(tokens):
             return

@@ -82,7 +82,7 @@ class Listener:
             held = self._held.get(request_id)
             if held is None:
                 continue
-            if of.scored[k] and (held.plan.stops or held.collector is not None):
+            if (held.plan.stops or held.collector is not None) and of.scored[k]:
                 run.watched.append((k, held))
             if held.plan.gather or not gathering:
                 buffer = self.buffer_of(request_id, held)

@@ -6,6 +6,7 @@ readouts as they came; only when something is sent is it worked out whose they a
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -30,16 +31,50 @@ class Stretches:
     def __init__(self, readings: StepReadings, rejected: Mapping[str, int]) -> None:
         self.request_ids = readings.request_ids
         self.batch = readings.batch
-        self.n_rows = int(readings.scored.sum())
-        surplus = [rejected.get(request_id, 0) for request_id in self.request_ids]
-        self.starts: list[int] = (readings.starts - readings.advanced).tolist()
-        self.firsts: list[int] = (readings.starts - readings.advanced + readings.counts - readings.scored).tolist()
-        self.rows: list[int] = (np.cumsum(readings.scored) - readings.scored).tolist()
-        self.counts: list[int] = (readings.counts - surplus).tolist()
-        self.scored: list[int] = np.maximum(readings.scored - surplus, 0).tolist()
-        self._edited = readings.edited
-        self._begins: list[int] = (np.cumsum(readings.counts) - readings.counts).tolist()
-        self._n_edited = [self._count(k, n) for k, n in enumerate(self.counts)]
+        self._first = readings.starts - readings.advanced
+        self._ran, self._read, self._edited = readings.counts, readings.scored, readings.edited
+        self._surplus = [rejected.get(request_id, 0) for request_id in self.request_ids] if rejected else 0
+
+    # Worked out once they are asked for, which mostly is when something is sent: a step whose requests are not those of
+    # the step before is waited for like any other.
+
+    @cached_property
+    def n_rows(self) -> int:
+        return int(self._read.sum())
+
+    @cached_property
+    def starts(self) -> list[int]:
+        found: list[int] = self._first.tolist()
+        return found
+
+    @cached_property
+    def firsts(self) -> list[int]:
+        found: list[int] = (self._first + self._ran - self._read).tolist()
+        return found
+
+    @cached_property
+    def rows(self) -> list[int]:
+        found: list[int] = (np.cumsum(self._read) - self._read).tolist()
+        return found
+
+    @cached_property
+    def counts(self) -> list[int]:
+        found: list[int] = (self._ran - self._surplus).tolist()
+        return found
+
+    @cached_property
+    def scored(self) -> list[int]:
+        found: list[int] = np.maximum(self._read - self._surplus, 0).tolist()
+        return found
+
+    @cached_property
+    def _begins(self) -> list[int]:
+        found: list[int] = (np.cumsum(self._ran) - self._ran).tolist()
+        return found
+
+    @cached_property
+    def _n_edited(self) -> list[int]:
+        return [self._count(k, n) for k, n in enumerate(self.counts)]
 
     def n_edited(self, k: int, n: int) -> int:
         """How many of the first `n` positions of request `k` were edited."""

@@ -1,6 +1,12 @@
-"""Which row and which steps each token of a batch takes: a pure function of its request's orders and its position."""
+"""Which row and which steps each token of a batch takes: a pure function of its request's orders and its position.
+
+Between two steps nothing of NumPy is in the processor's cache, and what a call costs is the call. So these are few, and
+such as do not go through Python again, as `any` and `max` of an array do.
+"""
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,22 +16,51 @@ from pilothouse.core.sites import Float32
 
 NEVER = np.iinfo(np.int64).max
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+class Taken(NamedTuple):
+    """What the tokens [n] of a step take, the lines of their requests and their positions being known.
+
+    rows: of edits; reads: whether their readouts are wanted; chains: their chain, and gains [n, chain_steps], 1 where a
+    step of it acts by its positions, gates aside; both None where no token has a chain.
+    """
+
+    rows: Ints
+    reads: Bools
+    chains: Ints | None
+    gains: Float32 | None
+
+    def repeated(self, counts: Ints) -> "Taken":
+        """What it is of one token, of so many alike each."""
+        rows, reads = self.rows.repeat(counts), self.reads.repeat(counts)
+        if self.chains is None or self.gains is None:
+            return Taken(rows, reads, None, None)
+        return Taken(rows, reads, self.chains.repeat(counts), self.gains.repeat(counts, axis=0))
 
 
 class SpanTable:
     """One line a request: its spans [start, stop) with their rows, its chain with the span of each step, and from where
-    its readouts are wanted. edges: of each line, the positions where any of this changes.
+    its readouts are wanted.
 
     Line 0 belongs to requests without a plan: no spans, no steps, no readouts.
     """
 
     def __init__(self, max_spans: int, chain_steps: int, lines: int = 64) -> None:
-        self.max_spans = max_spans
-        self.chain_steps = chain_steps
         self._line: dict[str, int] = {}
         self._free: list[int] = []
         self._used = 1
-        self._allocate(lines)
+        # One table for all of it. First the positions where something changes: those of spans, of steps, of reading.
+        widths = (max_spans, max_spans, chain_steps, chain_steps, 1, max_spans, 1)
+        bounds = np.cumsum((0, *widths)).tolist()
+        self._start, self._stop, self._step_start, self._step_stop, self._read_from, self._row, self._chain = (
+            slice(*found) for found in pairwise(bounds)
+        )
+        self._edges = slice(0, self._read_from.stop)
+        self._nobody = [0] * bounds[-1]
+        self._nobody[self._read_from] = [NEVER]
+        self._table: Ints = np.empty((0, bounds[-1]), dtype=np.int64)
+        self._grow(lines)
 
     def __len__(self) -> int:
         return len(self._line)
@@ -33,22 +68,21 @@ class SpanTable:
     @property
     def capacity(self) -> int:
         """Lines that there is room for; it grows."""
-        return len(self.read_from)
+        return len(self._table)
 
     def add(self, request_id: str, orders: RequestOrders) -> int:
         """Note where `request_id` finds its rows and steps; replaces an earlier line of the same request."""
         line = self._line.get(request_id) or self._new_line(request_id)
-        self.start[line], self.stop[line], self.row[line] = 0, 0, 0
+        found = self._nobody.copy()
         for i, span in enumerate(orders.spans):
-            self.start[line, i], self.stop[line, i] = span.start, span.stop
-            self.row[line, i] = orders.rows[span.row]
-        self.chain[line] = orders.chain
-        self.step_start[line], self.step_stop[line] = 0, 0
+            found[self._start.start + i], found[self._stop.start + i] = span.start, span.stop
+            found[self._row.start + i] = orders.rows[span.row]
         for k, step in enumerate(orders.steps):
-            self.step_start[line, k], self.step_stop[line, k] = step.start, step.stop
-        self.read_from[line] = orders.read_from if orders.columns else NEVER
-        bounds = (self.start, self.stop, self.step_start, self.step_stop, self.read_from[:, None])
-        self.edges[line] = np.concatenate([bound[line] for bound in bounds])
+            found[self._step_start.start + k], found[self._step_stop.start + k] = step.start, step.stop
+        found[self._chain.start] = orders.chain
+        if orders.columns:
+            found[self._read_from.start] = orders.read_from
+        self._table[line] = found
         return line
 
     def remove(self, request_id: str) -> int | None:
@@ -60,44 +94,61 @@ class SpanTable:
 
     def lines(self, request_ids: Sequence[str]) -> Ints:
         """The line of each request, 0 for those without a plan."""
-        return np.fromiter((self._line.get(r, 0) for r in request_ids), dtype=np.int64, count=len(request_ids))
+        return np.array([self._line.get(request_id, 0) for request_id in request_ids], dtype=np.int64)
 
-    def rows_at(self, lines: Ints, positions: Ints) -> Ints:
-        """The edit row of each token, given its request's line and its absolute position; both [n_tokens]."""
-        start, stop = self.start[lines], self.stop[lines]
-        inside = (positions[:, None] >= start) & (positions[:, None] < stop)
-        rows: Ints = np.einsum("ij,ij->i", inside, self.row[lines], dtype=np.int64)
-        return rows
+    def taken(self, lines: Ints, counts: Ints, computed: Ints) -> tuple[Taken, int]:
+        """What each token of a step takes, and how many tokens further the first of its requests takes something else
+        than at its own first one. Of each request [n]: its line, its tokens in the step, and the position of the first.
+        """
+        table = self._table[lines]
+        further = table[:, self._edges] - computed[:, None]
+        ahead = further > 0
+        near = int(np.minimum.reduce(np.where(ahead, further, NEVER), axis=None))
+        if not np.count_nonzero(counts > 1):
+            return self._at(table, ahead), near
+        within = ahead & (further < counts[:, None])
+        if np.count_nonzero(within):
+            # Cut up where something changes; what the first token of a piece takes, all of them do.
+            offsets = counts.cumsum() - counts
+            begins = np.concatenate((offsets, (offsets[:, None] + further)[within]))
+            begins.sort()
+            owners = offsets.searchsorted(begins, side="right") - 1
+            table, positions = table[owners], computed[owners] + begins - offsets[owners]
+            ahead = table[:, self._edges] > positions[:, None]
+            counts = np.diff(begins, append=np.add.reduce(counts))
+        return self._at(table, ahead).repeated(counts), near
 
-    def gains_at(self, lines: Ints, positions: Ints) -> Float32:
-        """[n_tokens, chain_steps]: 1 where a step of the token's chain acts by its positions, gates aside."""
-        inside = (positions[:, None] >= self.step_start[lines]) & (positions[:, None] < self.step_stop[lines])
-        return inside.astype(np.float32)
+    def _at(self, table: Ints, ahead: Bools) -> Taken:
+        """What tokens take whose lines are `table`, and which of the edges lie ahead of them."""
+        behind = ~ahead
+        inside = behind[:, self._start] & ahead[:, self._stop]
+        rows: Ints = np.add.reduce(inside * table[:, self._row], axis=1)
+        reads = behind[:, self._read_from.start]
+        chains = table[:, self._chain.start]
+        if not np.count_nonzero(chains):
+            return Taken(rows, reads, None, None)
+        gains = (behind[:, self._step_start] & ahead[:, self._step_stop]).astype(np.float32)
+        return Taken(rows, reads, chains, gains)
 
     def _new_line(self, request_id: str) -> int:
         if self._free:
             line = self._free.pop()
         else:
             line, self._used = self._used, self._used + 1
-            if line == len(self.read_from):
-                self._allocate(2 * line)
+            if line == len(self._table):
+                self._grow(2 * line)
         self._line[request_id] = line
         return line
 
-    def _allocate(self, lines: int) -> None:
-        self.start = self._grown("start", (lines, self.max_spans))
-        self.stop = self._grown("stop", (lines, self.max_spans))
-        self.row = self._grown("row", (lines, self.max_spans))
-        self.step_start = self._grown("step_start", (lines, self.chain_steps))
-        self.step_stop = self._grown("step_stop", (lines, self.chain_steps))
-        self.chain = self._grown("chain", (lines,))
-        self.read_from = self._grown("read_from", (lines,), NEVER)
-        self.edges = self._grown("edges", (lines, 2 * (self.max_spans + self.chain_steps) + 1))
+    def _grow(self, lines: int) -> None:
+        """Make room for so many lines; what is in them stays."""
+        table = np.tile(np.array(self._nobody, dtype=np.int64), (lines, 1))
+        table[: len(self._table)] = self._table
+        self._table = table
 
-    def _grown(self, name: str, shape: tuple[int, ...], fill: int = 0) -> Ints:
-        """The table `name` with room for more lines; what is in it stays."""
-        table: Ints = np.full(shape, fill, dtype=np.int64)
-        old = getattr(self, name, None)
-        if old is not None:
-            table[: len(old)] = old
-        return table
+
+def positions_of(counts: Ints, computed: Ints) -> Ints:
+    """The position of each token of requests [n] that have so many tokens in a step, the first at `computed`."""
+    firsts = (computed - counts.cumsum() + counts).repeat(counts)
+    positions: Ints = np.arange(len(firsts), dtype=np.int64) + firsts
+    return positions
