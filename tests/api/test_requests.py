@@ -11,6 +11,8 @@ from api_support.fake_engine import FakeServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pilothouse.api.plans import Planner
+from pilothouse.core.config import EngineLayout
 from pilothouse.core.errors import BadRequest
 from pilothouse.core.plans import Plan
 
@@ -188,7 +190,7 @@ async def test_what_is_not_compiled_in_is_said_so(
 ) -> None:
     edit = {**HONEST, **more}
     assert (await client.chat(steering=[edit])).status_code == 200
-    server.extension._planner._layout = type(server.layout)(chain_steps=0)  # type: ignore[attr-defined]
+    compile_in(server, chain_steps=0)
     response = await client.chat(steering=[edit])
     assert_refused(response, f"steering[0].{key}")
     message = response.json()["error"]["message"]
@@ -196,8 +198,15 @@ async def test_what_is_not_compiled_in_is_said_so(
     assert message.endswith("add")
 
 
+def compile_in(server: FakeServer, **layout: Any) -> None:
+    """Let the server have another layout from now on."""
+    extension: Any = server.extension
+    old = extension._planner
+    extension._planner = Planner(old._registry, EngineLayout(**layout), old._limits)
+
+
 async def test_more_probes_than_columns_are_refused(server: FakeServer, client: Client) -> None:
-    server.extension._planner._layout = type(server.layout)(readouts=2)  # type: ignore[attr-defined]
+    compile_in(server, readouts=2)
     assert (await client.chat(probes=["risk", "early"])).status_code == 200
     assert_refused(await client.chat(probes=["risk", "early", "truthfulness"]), "probes")
 

@@ -1,9 +1,11 @@
 """From a request's fields to a plan: names resolved, units multiplied in, layers checked against the model."""
 
+import marshal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pilothouse.api.cache import ContentCache
 from pilothouse.api.catalogue import Catalogue
 from pilothouse.api.edits import EditMaker
 from pilothouse.api.fields import EditField, FeatureField, ProbesField, parse_probes, parse_steering
@@ -19,6 +21,10 @@ from pilothouse.core.plans import Plan, Readout
 from pilothouse.probing import Probe
 
 BEAM_SEARCH = "use_beam_search"
+
+_LONGEST_KEY = 4096
+_BYTES_OF_ASK = 8192
+"""What an ask takes at most beside its directions, key included."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class Planner:
         self._sources = Sources(registry.shape, limits.adhoc_cache_bytes)
         self.strength_limit = StrengthLimit(limits.max_strength)
         self._edit_maker = EditMaker(self._sources, self.strength_limit)
+        self._asks = _Asks(registry.catalogue, limits.adhoc_cache_bytes)
 
     def plan(self, fields: Mapping[str, Any], catalogue: Catalogue | None = None) -> Ask:
         """The plan of a request with these extra top-level fields; BadRequest names the first thing wrong.
@@ -57,7 +64,16 @@ class Planner:
         catalogue: the present one, unless another is to be tried.
         """
         reject_near_misses(fields)
-        catalogue = catalogue or self._registry.catalogue
+        if catalogue is not None:
+            return self._made(fields, catalogue)
+        catalogue = self._registry.catalogue
+        asks = self._asks
+        if asks.catalogue is not catalogue:
+            asks = self._asks = _Asks(catalogue, self._limits.adhoc_cache_bytes)
+        key = _key_of(fields)
+        return self._made(fields, catalogue) if key is None else asks.get(key, lambda: self._made(fields, catalogue))
+
+    def _made(self, fields: Mapping[str, Any], catalogue: Catalogue) -> Ask:
         steering_given = STEERING in fields
         edits: tuple[Edit, ...] = ()
         pushes: tuple[float | None, ...] = ()
@@ -114,6 +130,31 @@ class Planner:
                 raise BadRequest(
                     f"inline vectors may have {self._limits.max_inline_bytes} bytes in all", f"{STEERING}[{i}].inline"
                 )
+
+
+class _Asks(ContentCache[Ask]):
+    """Asks that were made against `catalogue`: most requests of a server ask for what others have asked for."""
+
+    def __init__(self, catalogue: Catalogue, max_bytes: int) -> None:
+        super().__init__(max_bytes, lambda ask: _BYTES_OF_ASK + sum(found.n_bytes for found in ask.plan.directions))
+        self.catalogue = catalogue
+
+
+def _key_of(fields: Mapping[str, Any]) -> bytes | None:
+    """What requests have in common that ask for the same; None for what is too large to be kept, and what is no JSON.
+
+    In Python's own form of values, where, unlike in JSON, a list is no tuple and 1 is neither 1.0 nor true.
+    """
+    ours = {name: fields[name] for name in (STEERING, PROBES, BEAM_SEARCH) if name in fields}
+    steering = ours.get(STEERING)
+    if isinstance(steering, list) and any(isinstance(entry, dict) and "inline" in entry for entry in steering):
+        return None
+    try:
+        # Later versions of the form say which strings are one object, by which no two requests are alike.
+        key = marshal.dumps(ours, 2)
+    except ValueError:
+        return None
+    return key if len(key) <= _LONGEST_KEY else None
 
 
 def _without_beams(edits: tuple[Edit, ...], probed: bool) -> Ask:
