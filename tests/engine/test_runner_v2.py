@@ -31,6 +31,7 @@ from pilothouse.core.messages import (
     StepReadings,
     WireEdit,
     WireSpan,
+    orders_encoder,
 )
 from pilothouse.engine.board import Board
 from pilothouse.engine.runner import OutputWithReadings, SteeringRunnerV1, SteeringRunnerV2, give_sites
@@ -145,7 +146,7 @@ def make_runner() -> Any:
 def step(runner: Any, counts: dict[str, int], orders: StepOrders | None = None) -> tuple[torch.Tensor, Any]:
     scheduled = SimpleNamespace(num_scheduled_tokens=counts)
     if orders is not None:
-        setattr(scheduled, ORDERS_ATTRIBUTE, orders)
+        setattr(scheduled, ORDERS_ATTRIBUTE, orders_encoder.encode(orders))
     runner.execute_model(scheduled)
     return runner.streams[-1], runner.sample_tokens()
 

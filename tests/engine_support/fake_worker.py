@@ -43,6 +43,7 @@ from pilothouse.core.messages import (
     StepCost,
     WireDirections,
     directions_encoder,
+    orders_decoder,
     plan_encoder,
 )
 from pilothouse.core.tracks import ChoiceTrack
@@ -91,7 +92,7 @@ class FakeWorker:
 
         orders = getattr(output, ORDERS_ATTRIBUTE, None)
         if orders is not None:
-            self.board.obey(orders)
+            self.board.obey(orders_decoder.decode(orders))
         self._update(output)
         if not output.num_scheduled_tokens:
             return EMPTY_MODEL_RUNNER_OUTPUT

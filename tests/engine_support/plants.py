@@ -182,7 +182,9 @@ def a_latch_that_looks_at_another_column(patch: pytest.MonkeyPatch) -> None:
     right = Latches.set
 
     def set_latch(latches: Latches, line: int, orders: RequestOrders) -> None:
-        right(latches, line, replace(orders, columns=tuple((column + 1) % 4 for column in orders.columns)))
+        right(
+            latches, line, msgspec.structs.replace(orders, columns=tuple((column + 1) % 4 for column in orders.columns))
+        )
 
     patch.setattr(Latches, "set", set_latch)
 
@@ -242,8 +244,11 @@ def a_chain_from_its_end(patch: pytest.MonkeyPatch) -> None:
 
     def obey(board: Board, orders: StepOrders) -> None:
         chains = tuple(ChainLoad(load.chain, load.steps[::-1], load.columns[::-1]) for load in orders.chains)
-        requests = {name: replace(request, steps=request.steps[::-1]) for name, request in orders.requests.items()}
-        right(board, replace(orders, chains=chains, requests=requests))
+        requests = {
+            name: msgspec.structs.replace(request, steps=request.steps[::-1])
+            for name, request in orders.requests.items()
+        }
+        right(board, msgspec.structs.replace(orders, chains=chains, requests=requests))
 
     patch.setattr(Board, "obey", obey)
 

@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from pilothouse.core.directions import Direction
 from pilothouse.core.edits import Edit, Positions
@@ -60,6 +61,11 @@ class Plan:
     @property
     def empty(self) -> bool:
         return not self.edits and not self.readouts
+
+    @cached_property
+    def reach(self) -> float:
+        """How much all edits together may add to one component of the stream, layer by layer, whatever the stream."""
+        return sum(edit.reach(layer) for edit in self.edits for layer in edit.coefficients)
 
     @property
     def directions(self) -> list[Direction]:

@@ -14,7 +14,7 @@ from vllm.sequence import IntermediateTensors
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, AsyncModelRunnerOutput, ModelRunnerOutput
 
 from pilothouse.core.config import LAYOUT_KEY, EngineLayout
-from pilothouse.core.messages import ORDERS_ATTRIBUTE, READINGS_ATTRIBUTE, STAGE_KEY
+from pilothouse.core.messages import ORDERS_ATTRIBUTE, READINGS_ATTRIBUTE, STAGE_KEY, orders_decoder
 from pilothouse.engine.adapters import without_adapters
 from pilothouse.engine.board import Board, PendingReadings
 from pilothouse.engine.forms import make_forms
@@ -68,7 +68,7 @@ class SteeringRunner(_Base):
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         orders = getattr(scheduler_output, ORDERS_ATTRIBUTE, None)
         if orders is not None:
-            self.pilothouse_board.obey(orders)
+            self.pilothouse_board.obey(orders_decoder.decode(orders))
         output = super().execute_model(scheduler_output, *args, **kwargs)
         if isinstance(output, IntermediateTensors):
             scores = self.pilothouse_board.hand_on()

@@ -24,6 +24,7 @@ from pilothouse.core.messages import (
     StepOrders,
     WirePlan,
     directions_decoder,
+    orders_encoder,
 )
 from pilothouse.core.plans import END
 from pilothouse.engine.directions import DirectionStore
@@ -87,7 +88,7 @@ class SteeringScheduler(_Base):
         for request_id in set(self._reserved).difference(started):
             self._let_go(self._held.pop(request_id))
         if orders := self._orders(started):
-            setattr(output, ORDERS_ATTRIBUTE, orders)
+            setattr(output, ORDERS_ATTRIBUTE, orders_encoder.encode(orders))
         for new in output.scheduled_new_reqs:
             self._note_cached(new.req_id, new.num_computed_tokens)
         again = output.scheduled_cached_reqs

@@ -4,6 +4,7 @@ import hashlib
 import math
 import struct
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 
@@ -34,9 +35,8 @@ def resolve(
     has, or when its edits could add up to more than `largest` in one component of the stream.
     """
     spans = edit_spans(plan.edits, n_prompt)
-    total = sum(edit.reach(layer) for edit in plan.edits for layer in edit.coefficients)
-    if not total <= largest:
-        raise BadRequest(f"the edits add up to {total:.3g}; the stream overflows beyond {largest:.3g}", "steering")
+    if not plan.reach <= largest:
+        raise BadRequest(f"the edits add up to {plan.reach:.3g}; the stream overflows beyond {largest:.3g}", "steering")
     summed, chained = _divide(plan.edits, spans)
     rows, wire_spans = _rows(summed, spans, layout)
     edits = tuple(WireEdit(e.direction.digest, dict(e.coefficients)) for e in plan.edits) if rows else ()
@@ -53,7 +53,7 @@ def resolve(
     wire = WirePlan(
         edits=edits,
         rows=rows,
-        row_keys=tuple(_row_key(plan.edits, row) for row in rows),
+        row_keys=tuple(_row_key(tuple(plan.edits[i].digest for i in row)) for row in rows),
         spans=wire_spans,
         cache=tuple(
             CacheSpan(start, stop, edit.digest)
@@ -106,9 +106,10 @@ def _rows(
     return tuple(combinations), tuple(WireSpan(s.start, s.stop, number[s.active]) for s in found)
 
 
-def _row_key(edits: tuple[Edit, ...], row: tuple[int, ...]) -> bytes:
+@lru_cache(maxsize=4096)
+def _row_key(digests: tuple[bytes, ...]) -> bytes:
     """What a row is shared by: its edits in their order, for sums of floating-point numbers depend on it."""
-    return hashlib.sha256(b"pilothouse.row.1" + b"".join(edits[i].digest for i in row)).digest()
+    return hashlib.sha256(b"pilothouse.row.1" + b"".join(digests)).digest()
 
 
 def _step(edit: Edit, span: Span, readouts: tuple[bytes, ...]) -> WireStep:
