@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from api_support.artefacts import SHAPE, artefact, rows, write_all
 
-from pilothouse.api.plans import Planner
+from pilothouse.api.plans import Ask, Planner
 from pilothouse.api.registry import Registry
 from pilothouse.core.config import EngineLayout, Limits, ServerConfig
 from pilothouse.core.errors import BadRequest
@@ -98,14 +98,24 @@ def test_a_name_that_means_something_else_now_is_another_ask(
         planner.plan(CALM)
 
 
+def asked(planner: Planner, n: int) -> list[Ask]:
+    """What `n` requests ask for that ask for something else each."""
+    return [planner.plan({"steering": [{"vector": "calm", "strength": 1 + k / 4096}]}) for k in range(n)]
+
+
 def test_no_more_is_kept_than_there_is_room_for(registry: Registry) -> None:
-    ask = Planner(registry, EngineLayout(), Limits()).plan(CALM)
-    room = 10 * (8192 + sum(direction.n_bytes for direction in ask.plan.directions))
+    (ask,) = asked(Planner(registry, EngineLayout(), Limits()), 1)
+    room = sum(direction.n_bytes for direction in ask.plan.directions) * 21 // 2
     planner = Planner(registry, EngineLayout(), Limits(adhoc_cache_bytes=room))
-    kept = [planner.plan({**CALM, "steering": [{"vector": "calm", "strength": 1 + k / 64}]}) for k in range(30)]
+    kept = asked(planner, 30)
     assert len(planner._asks) == 10
-    assert planner.plan({**CALM, "steering": [{"vector": "calm", "strength": 1 + 29 / 64}]}) is kept[-1]
-    assert planner.plan({**CALM, "steering": [{"vector": "calm", "strength": 1.0}]}) is not kept[0]
+    assert planner.plan({"steering": [{"vector": "calm", "strength": 1 + 29 / 4096}]}) is kept[-1]
+    assert planner.plan({"steering": [{"vector": "calm", "strength": 1.0}]}) is not kept[0]
+
+
+def test_no_more_than_a_thousand_are_kept_however_small_they_are(planner: Planner) -> None:
+    asked(planner, 1100)
+    assert 990 < len(planner._asks) <= 1000
 
 
 def test_what_requests_bring_along_is_not_kept_twice(planner: Planner) -> None:

@@ -23,8 +23,7 @@ from pilothouse.probing import Probe
 BEAM_SEARCH = "use_beam_search"
 
 _LONGEST_KEY = 4096
-_BYTES_OF_ASK = 8192
-"""What an ask takes at most beside its directions, key included."""
+_MOST_ASKS = 1000
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ class _Asks(ContentCache[Ask]):
     """Asks that were made against `catalogue`: most requests of a server ask for what others have asked for."""
 
     def __init__(self, catalogue: Catalogue, max_bytes: int) -> None:
-        super().__init__(max_bytes, lambda ask: _BYTES_OF_ASK + sum(found.n_bytes for found in ask.plan.directions))
+        super().__init__(max_bytes, lambda ask: max_bytes // _MOST_ASKS + sum(d.n_bytes for d in ask.plan.directions))
         self.catalogue = catalogue
 
 
