@@ -15,7 +15,7 @@ export DO_NOT_TRACK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: bench-records help setup setup-test serve test test-all matrix lint rehearsal bench dashboards dashboards-demo harbor clean
+.PHONY: bench-records gpu help setup setup-test serve test test-all matrix lint rehearsal bench dashboards dashboards-demo harbor clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,18 @@ rehearsal: setup ## which seams VLLM=0.33.0 moves; its source is read, nothing i
 bench: setup ## what steering and probing cost, against plain vLLM, in half an hour (ARGS=--full: everything)
 	@mkdir -p bench
 	$(BIN)/pilothouse bench --json bench/results.json --report bench/report.md $(ARGS)
+
+# The model runners one after the other, since vLLM chooses between them once for a process.
+gpu: setup-test ## on a GPU: both of vLLM's model runners against Hugging Face, and what it costs with each
+	for runner in 0 1; do \
+		export VLLM_USE_V2_MODEL_RUNNER=$$runner && \
+		$(BIN)/pytest -m engine tests/engine/test_parity.py tests/engine/test_chains.py tests/engine/test_cache.py \
+			tests/engine/test_bf16.py tests/engine/test_unsteered.py tests/engine/test_selftest.py && \
+		mkdir -p bench/gpu/runner-$$runner && \
+		$(BIN)/pilothouse bench --json bench/gpu/runner-$$runner/results.json \
+			--report bench/gpu/runner-$$runner/report.md $(ARGS) || \
+		exit 1; \
+	done
 
 bench-records: setup ## what keeping records costs a request: healthy, slow, dead
 	@mkdir -p bench

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pilothouse.cli.bench.machine import RUNNER_ENV, machine
 from pilothouse.cli.bench.servers import Server
 
 
@@ -26,6 +27,20 @@ def test_a_server_is_interrupted_once(tmp_path: Path) -> None:
         server.interrupt()
     assert server._process is not None
     assert server._process.returncode == 11
+
+
+@pytest.mark.parametrize(("asked", "runner"), [(None, "V1"), ("0", "V1"), ("1", "V2")])
+def test_servers_run_the_model_runner_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, asked: str | None, runner: str
+) -> None:
+    monkeypatch.delenv(RUNNER_ENV, raising=False)
+    if asked is not None:
+        monkeypatch.setenv(RUNNER_ENV, asked)
+    with Server(["-c", f"import os; print(os.environ['{RUNNER_ENV}'])"]) as server:
+        assert server._process is not None
+        server._process.wait(timeout=60)
+        assert f"V{1 + int(Path(server._log.name).read_text())}" == runner
+    assert machine()["model_runner"] == runner
 
 
 def test_processor_time_is_that_of_the_whole_tree() -> None:

