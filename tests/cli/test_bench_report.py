@@ -309,7 +309,9 @@ def test_a_peer_is_measured_with_and_without_hooks() -> None:
     assert not any(block._forward_hooks for block in blocks)
 
 
-@pytest.mark.parametrize(("folder", "scenario"), [("", NAME), ("small", "qwen3-0.5b, batch 16"), ("more", "")])
+@pytest.mark.parametrize(
+    ("folder", "scenario"), [("", NAME), ("small", "qwen3-0.5b, batch 16"), ("more", ""), ("loads", "")]
+)
 def test_the_committed_figures_follow_from_their_items(folder: str, scenario: str) -> None:
     committed = json.loads((BENCH / folder / "results.json").read_text(encoding="utf-8"))
     assert set(committed) == {"machine", "versions", "seed", "summary", "memory", "items"}
