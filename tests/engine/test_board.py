@@ -241,6 +241,15 @@ def test_stages_hand_their_readouts_on_and_nothing_of_an_earlier_step() -> None:
     assert not last.buffers.scores.any()
 
 
+def test_more_spans_or_steps_than_there_is_room_for_are_an_error() -> None:
+    board = make_board()
+    spans = tuple(WireSpan(k, k + 1, 0) for k in range(2 * LAYOUT.rows_per_plan + 1))
+    steps = tuple(WireStep(b"v", b"", {}, False, None, 0, 9) for _ in range(LAYOUT.chain_steps + 1))
+    for orders in (RequestOrders((1,), spans, (), 0), RequestOrders((), (), (), 0, 1, steps)):
+        with pytest.raises(ValueError, match="broadcast"):
+            board.obey(StepOrders(requests={"a": orders}))
+
+
 def test_rows_of_an_earlier_longer_batch_do_not_linger() -> None:
     board = make_board()
     board.obey(StepOrders(requests={"a": RequestOrders((1,), (WireSpan(0, 99, 0),), (), 0)}))

@@ -64,7 +64,7 @@ class Plan:
 
     @cached_property
     def reach(self) -> float:
-        """How much all edits together may add to one component of the stream, layer by layer, whatever the stream."""
+        """How much all edits together may add to one component of the stream, over all layers, whatever the stream."""
         return sum(edit.reach(layer) for edit in self.edits for layer in edit.coefficients)
 
     @property

@@ -112,16 +112,17 @@ class Board:
         self._rows.write(taken.rows)
         edited = taken.rows > 0
         edits = bool(np.count_nonzero(edited))
-        chains = taken.chains is not None and taken.gains is not None
-        if taken.chains is None or taken.gains is None:
+        if taken.chained is None:
             self._clear_chains()
         else:
-            self._chains.write(taken.chains)
-            self._gains.write(taken.gains)
+            chains, gains = taken.chained
+            self._chains.write(chains)
+            self._gains.write(gains)
             self.latches.close_gains(self.buffers.gains[: len(edited)], lines, counts, computed)
-            edited |= taken.gains.any(axis=1)
+            edited |= gains.any(axis=1)
         # A chain's gates look at readouts, also at positions whose readouts nobody wants.
-        needed = Form(edits, chains or bool(np.count_nonzero(taken.reads)), chains)
+        chained = taken.chained is not None
+        needed = Form(edits, chained or bool(np.count_nonzero(taken.reads)), chained)
         # Latches change what tokens take without their positions passing anything.
         steady = len(edited) == len(counts) and not self.latches.used
         return Batch(

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from pilothouse.core.messages import LiveReadings, Reading, StepCost, StepReadings, reading_encoder
 from pilothouse.core.plans import END
@@ -18,6 +19,11 @@ from pilothouse.engine.holdings import Held
 
 GATHERED = 32
 """Steps whose readings wait for one another at most, where nobody waits for them."""
+
+
+def _listed(numbers: npt.NDArray[np.int64]) -> list[int]:
+    found: list[int] = numbers.tolist()
+    return found
 
 
 class Stretches:
@@ -44,33 +50,27 @@ class Stretches:
 
     @cached_property
     def starts(self) -> list[int]:
-        found: list[int] = self._first.tolist()
-        return found
+        return _listed(self._first)
 
     @cached_property
     def firsts(self) -> list[int]:
-        found: list[int] = (self._first + self._ran - self._read).tolist()
-        return found
+        return _listed(self._first + self._ran - self._read)
 
     @cached_property
     def rows(self) -> list[int]:
-        found: list[int] = (np.cumsum(self._read) - self._read).tolist()
-        return found
+        return _listed(np.cumsum(self._read) - self._read)
 
     @cached_property
     def counts(self) -> list[int]:
-        found: list[int] = (self._ran - self._surplus).tolist()
-        return found
+        return _listed(self._ran - self._surplus)
 
     @cached_property
     def scored(self) -> list[int]:
-        found: list[int] = np.maximum(self._read - self._surplus, 0).tolist()
-        return found
+        return _listed(np.maximum(self._read - self._surplus, 0))
 
     @cached_property
     def _begins(self) -> list[int]:
-        found: list[int] = (np.cumsum(self._ran) - self._ran).tolist()
-        return found
+        return _listed(np.cumsum(self._ran) - self._ran)
 
     @cached_property
     def _n_edited(self) -> list[int]:

@@ -22,21 +22,21 @@ Bools = npt.NDArray[np.bool_]
 class Taken(NamedTuple):
     """What the tokens [n] of a step take, the lines of their requests and their positions being known.
 
-    rows: of edits; reads: whether their readouts are wanted; chains: their chain, and gains [n, chain_steps], 1 where a
-    step of it acts by its positions, gates aside; both None where no token has a chain.
+    rows: of edits; reads: whether their readouts are wanted; chained: their chains, and gains [n, chain_steps], 1 where
+    a step of the chain acts by its positions, gates aside; None where no token has a chain.
     """
 
     rows: Ints
     reads: Bools
-    chains: Ints | None
-    gains: Float32 | None
+    chained: tuple[Ints, Float32] | None
 
     def repeated(self, counts: Ints) -> "Taken":
         """What it is of one token, of so many alike each."""
         rows, reads = self.rows.repeat(counts), self.reads.repeat(counts)
-        if self.chains is None or self.gains is None:
-            return Taken(rows, reads, None, None)
-        return Taken(rows, reads, self.chains.repeat(counts), self.gains.repeat(counts, axis=0))
+        if self.chained is None:
+            return Taken(rows, reads, None)
+        chains, gains = self.chained
+        return Taken(rows, reads, (chains.repeat(counts), gains.repeat(counts, axis=0)))
 
 
 class SpanTable:
@@ -51,14 +51,12 @@ class SpanTable:
         self._free: list[int] = []
         self._used = 1
         # One table for all of it. First the positions where something changes: those of spans, of steps, of reading.
-        widths = (max_spans, max_spans, chain_steps, chain_steps, 1, max_spans, 1)
-        bounds = np.cumsum((0, *widths)).tolist()
+        self._widths = (max_spans, max_spans, chain_steps, chain_steps, 1, max_spans, 1)
+        bounds = np.cumsum((0, *self._widths)).tolist()
         self._start, self._stop, self._step_start, self._step_stop, self._read_from, self._row, self._chain = (
             slice(*found) for found in pairwise(bounds)
         )
         self._edges = slice(0, self._read_from.stop)
-        self._nobody = [0] * bounds[-1]
-        self._nobody[self._read_from] = [NEVER]
         self._table: Ints = np.empty((0, bounds[-1]), dtype=np.int64)
         self._grow(lines)
 
@@ -73,16 +71,7 @@ class SpanTable:
     def add(self, request_id: str, orders: RequestOrders) -> int:
         """Note where `request_id` finds its rows and steps; replaces an earlier line of the same request."""
         line = self._line.get(request_id) or self._new_line(request_id)
-        found = self._nobody.copy()
-        for i, span in enumerate(orders.spans):
-            found[self._start.start + i], found[self._stop.start + i] = span.start, span.stop
-            found[self._row.start + i] = orders.rows[span.row]
-        for k, step in enumerate(orders.steps):
-            found[self._step_start.start + k], found[self._step_stop.start + k] = step.start, step.stop
-        found[self._chain.start] = orders.chain
-        if orders.columns:
-            found[self._read_from.start] = orders.read_from
-        self._table[line] = found
+        self._table[line] = self._numbers(orders)
         return line
 
     def remove(self, request_id: str) -> int | None:
@@ -126,9 +115,26 @@ class SpanTable:
         reads = behind[:, self._read_from.start]
         chains = table[:, self._chain.start]
         if not np.count_nonzero(chains):
-            return Taken(rows, reads, None, None)
+            return Taken(rows, reads, None)
         gains = (behind[:, self._step_start] & ahead[:, self._step_stop]).astype(np.float32)
-        return Taken(rows, reads, chains, gains)
+        return Taken(rows, reads, (chains, gains))
+
+    def _numbers(self, orders: RequestOrders) -> list[int]:
+        """A line of the table; too long a one where there are more spans or steps than there is room for."""
+        spans, steps = orders.spans, orders.steps
+        parts = (
+            [span.start for span in spans],
+            [span.stop for span in spans],
+            [step.start for step in steps],
+            [step.stop for step in steps],
+            [orders.read_from if orders.columns else NEVER],
+            [orders.rows[span.row] for span in spans],
+            [orders.chain],
+        )
+        found: list[int] = []
+        for part, width in zip(parts, self._widths, strict=True):
+            found += part + [0] * (width - len(part))
+        return found
 
     def _new_line(self, request_id: str) -> int:
         if self._free:
@@ -142,7 +148,8 @@ class SpanTable:
 
     def _grow(self, lines: int) -> None:
         """Make room for so many lines; what is in them stays."""
-        table = np.tile(np.array(self._nobody, dtype=np.int64), (lines, 1))
+        nobody = np.array(self._numbers(RequestOrders((), (), (), 0)), dtype=np.int64)
+        table = np.tile(nobody, (lines, 1))
         table[: len(self._table)] = self._table
         self._table = table
 

@@ -15,25 +15,25 @@ class TokenBuffer:
         # On the CPU NumPy writes into it: while nothing of either is in the processor's cache, as between two steps, a
         # call of PyTorch takes five times as long.
         self._host: npt.NDArray[Any] | None = buffer.numpy() if buffer.device.type == "cpu" else None
-        self.n = 0
+        self._n = 0
         """Of how many tokens it has numbers."""
 
     def write(self, numbers: npt.NDArray[Any]) -> None:
         """Take in the numbers [n_tokens, ...] of a step."""
         self.clear(len(numbers))
-        self.n = len(numbers)
+        self._n = len(numbers)
         if self._host is not None:
-            self._host[: self.n] = numbers
+            self._host[: self._n] = numbers
         else:
             # Fresh pinned memory, which PyTorch keeps until the copy is done: steps that run ahead never share it.
-            self._buffer[: self.n].copy_(torch.from_numpy(numbers).pin_memory(), non_blocking=True)
+            self._buffer[: self._n].copy_(torch.from_numpy(numbers).pin_memory(), non_blocking=True)
 
     def clear(self, kept: int = 0) -> None:
         """Forget the numbers of all but the first `kept` tokens."""
-        if self.n <= kept:
+        if self._n <= kept:
             return
         if self._host is not None:
-            self._host[kept : self.n] = 0
+            self._host[kept : self._n] = 0
         else:
-            self._buffer[kept : self.n].zero_()
-        self.n = kept
+            self._buffer[kept : self._n].zero_()
+        self._n = kept
