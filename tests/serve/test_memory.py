@@ -13,7 +13,7 @@ from serve_support.memory import SMALL, resident
 from serve_support.mixed import KINDS, send
 from serve_support.server import serving
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 WARM_UP = 9000
 """Requests until what is bounded is full: records, kept scores, and what kernels and allocators keep for themselves."""
