@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from api_support.client import strict_json
-from api_support.streams import N_PROMPT, Kept, choice_of, event_of, generate, open_session
+from api_support.fake_engine import decode
+from api_support.streams import N_PROMPT, Kept, choice_of, event_of, generate, generate_together, open_session
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -17,7 +18,7 @@ from pilothouse.api.scoring import ChoiceScores
 from pilothouse.core.listing import number_texts
 from pilothouse.core.messages import Reading
 from pilothouse.core.sites import Float32
-from pilothouse.core.tracks import ChoiceTrack
+from pilothouse.core.tracks import ChoiceTrack, waves
 from pilothouse.probing import Isotonic, Platt, Probe
 
 names = st.lists(st.one_of(st.text(max_size=5), st.sampled_from(['"', "%s", "],[", "\\"])), max_size=4, unique=True)
@@ -45,15 +46,19 @@ MANY = [probe_called(f"probe {number}", number) for number in range(64)]
 def test_the_text_is_that_of_the_objects(called: list[str], data: st.DataObject) -> None:
     elements = st.floats(width=32)
     shape = (data.draw(st.integers(1, 3)), len(called))
-    block = Block(
-        data.draw(st.integers(0, 99)), *(data.draw(arrays(np.float32, shape, elements=elements)) for _ in "ls")
-    )
-    feed = ScoreFeed(ChoiceScores(ChoiceTrack(1, len(called)), [1], list(map(probe_called, called))))
+    logits, scores = (data.draw(arrays(np.float32, shape, elements=elements)) for _ in range(2))
+    block = Block(data.draw(st.integers(0, 99)), logits, scores)
+    feed = ScoreFeed(ChoiceScores(ChoiceTrack(1, len(called)), [1], list(map(probe_called, called))), decode)
     if not called:
         assert feed.named(block) == {}
         return
     assert list(strict_json(feed.text(block)).items()) == list(feed.named(block).items())
     json.dumps(feed.named(block), allow_nan=False)
+
+
+def written(values: Float32) -> list[float]:
+    """float32 numbers as responses show them."""
+    return [float(str(value)) for value in values]
 
 
 def stream(rows: Float32, finish: bool = True) -> tuple[list[dict[str, Any]], Any]:
@@ -79,8 +84,8 @@ def test_streamed_scores_are_the_probes_own(rows: Float32) -> None:
         blocks = [choice["probe_scores"][probe.name] for choice in choices if "probe_scores" in choice]
         assert [block["start"] for block in blocks] == list(range(len(rows) - 1))
         logits = probe.logits(rows[1:, k])
-        assert [x for block in blocks for x in block["logits"]] == [*logits.tolist(), None]
-        assert [x for block in blocks for x in block["scores"]] == [*probe.token_scores(logits).tolist(), None]
+        assert [x for block in blocks for x in block["logits"]] == [*written(logits), None]
+        assert [x for block in blocks for x in block["scores"]] == [*written(probe.token_scores(logits)), None]
 
 
 def test_the_end_says_what_the_probes_say(rows: Float32) -> None:
@@ -94,12 +99,15 @@ def test_the_end_says_what_the_probes_say(rows: Float32) -> None:
         stats = probe.stats(np.append(logits, np.float32(math.nan)), end)
         score = probe.score(stats)
         assert score is not None
-        assert shown["stats"] == {name: getattr(stats, name) for name in shown["stats"]}
+        assert shown["stats"] == {
+            name: float(str(np.float32(value))) if name in ("last", "min", "max", "prompt_end") else value
+            for name, value in vars(stats).items()
+        }
         assert (shown["score"], shown["flagged"], shown["n_scored"]) == (score, probe.flagged(score), len(rows) - 1)
         assert (found.score, found.flagged, found.level) == (score, shown["flagged"], shown["level"])
         token_score = float(probe.token_scores(np.array([end], dtype=np.float32))[0])
         assert found.prompt_end == (score if probe.aggregate == "prompt_end" else token_score)
-        assert [entry["logit"] for entry in shown["tokens"]] == [*logits.tolist(), None]
+        assert [entry["logit"] for entry in shown["tokens"]] == [*written(logits), None]
 
 
 @pytest.mark.parametrize("left", [0, 20 * 2 * len(MANY), 2**21])
@@ -122,14 +130,59 @@ def test_the_end_lists_what_is_known_last(rows: Float32, left: int) -> None:
         for k, probe in enumerate(MANY):
             logits = probe.logits(read[:, k])
             listed = shown[probe.name]["tokens"]
-            assert [entry["logit"] for entry in listed] == [*logits.tolist(), None]
-            assert [entry["score"] for entry in listed] == [*probe.token_scores(logits).tolist(), None]
+            assert [entry["logit"] for entry in listed] == [*written(logits), None]
+            assert [entry["score"] for entry in listed] == [*written(probe.token_scores(logits)), None]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_sequences_that_are_read_together_stream_what_each_streams_alone(broken: bool) -> None:
+    watched = [MANY, MANY[::-1], MANY]
+    rows = np.random.default_rng(3).standard_normal((50, 3, len(MANY))).astype(np.float32)
+    if broken:
+        rows[20, 2, 5] = np.inf
+    together = [open_session(probes, tokens=True) for probes in watched]
+    alone = [open_session(probes, tokens=True) for probes in watched]
+    for j, step in enumerate(rows):
+        for k, (_, (track,)) in enumerate(alone):
+            generate(track, step[k : k + 1])
+        if j == 0:
+            for k, (_, (track,)) in enumerate(together):
+                generate(track, step[k : k + 1])
+        else:
+            generate_together([track for _, (track,) in together], step)
+        for (session, (track,)), (expected, (its_track,)) in zip(together, alone, strict=True):
+            track.finish_reason = its_track.finish_reason = "stop" if j == len(rows) - 1 else None
+            event = event_of(choice_of(0, track.finish_reason, content="a"))
+            found = session.rewrite_event(event)
+            assert strict_json(found.removeprefix("data: ")) == strict_json(
+                expected.rewrite_event(event).removeprefix("data: ")
+            )
+            assert (found != event) == (j > 0 and not (broken and session is together[2][0] and 20 <= j < 49))
+
+
+def test_what_is_made_of_one_row_is_made_of_all_that_mean_the_same() -> None:
+    tracks = [ChoiceTrack(N_PROMPT, 2, reader=reader) for reader in ("a", "b", "a")]
+    rows = np.arange(6, dtype=np.float32).reshape(3, 2)
+    (first, _), (second, _), (third, number) = waves(rows, [tracks[0], tracks[1], tracks[2]])
+    made: list[Float32] = []
+
+    def make(given: Float32) -> int:
+        made.append(given)
+        return len(made)
+
+    assert [wave.made(make) for wave in (first, second, third)] == [1, 2, 1]
+    assert np.array_equal(made[0], rows[[0, 2]])
+    assert np.array_equal(made[1], rows[[1]])
+    assert number == 1
+    (kept, at), (gone, _) = waves(rows[:2], [tracks[0], None])
+    assert kept is not gone
+    assert at == 0
 
 
 def test_what_is_kept_of_a_stream_is_bounded_and_let_go(rows: Float32) -> None:
     scores = ChoiceScores(track := ChoiceTrack(N_PROMPT, len(MANY)), [1, 2, 3], MANY)
     allowance = Allowance(per_token := 2 * len(MANY))
-    feeds = [ScoreFeed(scores, allowance) for _ in range(2)]
+    feeds = [ScoreFeed(scores, decode, allowance) for _ in range(2)]
     generate(track, rows[:4])
     for feed in feeds:
         for seen in range(1, 4):
@@ -137,9 +190,11 @@ def test_what_is_kept_of_a_stream_is_bounded_and_let_go(rows: Float32) -> None:
             feed.text(block)
     logits = scores.generated(0, 3)
     assert allowance.left == 0
-    assert feeds[1].give_up(logits) == []
-    assert feeds[0].give_up(logits) == number_texts(logits[:1], scores.token_scores(logits[:1]))
-    assert (allowance.left, feeds[0].give_up(logits)) == (per_token, [])
+    assert feeds[1].give_up(logits) is None
+    begun = feeds[0].give_up(logits)
+    assert begun is not None
+    assert begun.texts == number_texts(logits[:1], scores.token_scores(logits[:1]))
+    assert (allowance.left, feeds[0].give_up(logits)) == (per_token, None)
 
 
 def test_a_stream_that_is_given_up_lets_go_what_was_kept(rows: Float32) -> None:
@@ -152,7 +207,7 @@ def test_a_stream_that_is_given_up_lets_go_what_was_kept(rows: Float32) -> None:
 def test_of_several_tokens_an_event_those_are_held_back_that_follow_a_hole() -> None:
     probes = MANY[:2]
     scores = ChoiceScores(track := ChoiceTrack(N_PROMPT, 2), [1, 2, 3], probes)
-    feed = ScoreFeed(scores)
+    feed = ScoreFeed(scores, decode)
     rows = np.ones((7, 2), dtype=np.float32)
     rows[4, 1] = math.inf
     generate(track, rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pilothouse.core.listing import Listing, TokenTable, json_of, number_texts
+from pilothouse.core.listing import Begun, Listing, TokenTable, json_of, named, number_texts, numbers
+from pilothouse.core.sites import Float32
 
 floats = st.floats(width=32) | st.just(float("nan"))
 words = st.text(max_size=4) | st.sampled_from(['"', "\\", "],[", ",", "\ud800", "\x00", "é", "🙂"])
@@ -25,9 +27,19 @@ def tables(draw: st.DrawFn) -> TokenTable:
     logits, scores = (draw(arrays(np.float32, shape, elements=floats)) for _ in range(2))
     reasons = draw(st.lists(st.none() | st.text(max_size=4), min_size=len(tokens), max_size=len(tokens)))
     called, ids = [word for word, _ in tokens], [token for _, token in tokens]
-    done = draw(st.integers(0, len(tokens)))
-    texts = number_texts(logits[:, :done].T, scores[:, :done].T)
-    return TokenTable(called, ids, logits, scores, reasons.__getitem__, texts)
+    missing = np.flatnonzero(np.isnan(logits).any(axis=0))
+    done = draw(st.integers(0, int(missing[0]) if len(missing) else len(tokens)))
+    return TokenTable(called, ids, logits, scores, reasons.__getitem__, begun(called, ids, logits, scores, done))
+
+
+def begun(called: list[str], ids: list[int], logits: Float32, scores: Float32, done: int) -> Begun:
+    """The first `done` tokens, taken in one by one."""
+    found = Begun(len(logits))
+    for j in range(done):
+        texts = number_texts(logits[:, j : j + 1].T, scores[:, j : j + 1].T)
+        found.add(texts, lambda start, stop: named(called[start:stop], ids[start:stop]))
+        assert len(found) == j + 1
+    return found
 
 
 @given(tables())
@@ -52,6 +64,36 @@ def test_a_listing_is_a_list_of_what_each_token_is_and_scores() -> None:
     ]
     assert isinstance(listing, Listing)
     assert (len(listing), list(listing), listing[1:], listing[-1]) == (3, entries, entries[1:], entries[2])
+
+
+@pytest.mark.parametrize("done", [0, 31, 32, 33, 63, 64, 70])
+def test_what_was_made_while_tokens_came_is_what_would_be_made_at_the_end(done: int) -> None:
+    n, rng = 70, np.random.default_rng(5)
+    logits, scores = rng.standard_normal((2, 3, n)).astype(np.float32)
+    logits[1, -1] = math.nan
+    called, ids = [f"word {j}" for j in range(n)], list(range(100, 100 + n))
+    tables = [
+        TokenTable(called, ids, logits, scores, lambda j: f"because of {j}", made)
+        for made in (None, begun(called, ids, logits, scores, min(done, n - 1)))
+    ]
+    for listing, expected in zip(tables[1].listings(), tables[0].listings(), strict=True):
+        assert listing.text == expected.text
+        assert listing.without_words().text == expected.without_words().text
+        assert json.loads(listing.text) == list(expected)
+
+
+@given(st.lists(st.floats(width=32), max_size=9))
+def test_numbers_are_the_shortest_that_are_these_float32(given: list[float]) -> None:
+    values = np.array(given, dtype=np.float32)
+    for value, found in zip(values, numbers(values), strict=True):
+        if np.isfinite(value):
+            assert found == float(str(value))
+            assert np.float32(found) == value
+        else:
+            assert found is None
+    texts = number_texts(values[:, None], values[:, None])
+    assert texts[::2] == texts[1::2]
+    assert list(map(json.loads, texts[::2])) == numbers(values)
 
 
 def test_what_is_no_json_is_refused() -> None:

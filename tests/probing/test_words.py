@@ -17,7 +17,7 @@ from pilothouse.harbor.paths import probes_dir
 from pilothouse.probing import Probe, load_probe, load_probes, probe_from_bytes, save_probe
 from pilothouse.probing.aggregation import Aggregate
 from pilothouse.probing.feature import feature_probe
-from pilothouse.probing.words import Level, telling
+from pilothouse.probing.words import Level, tellings
 
 CARD: dict[str, Any] = {
     "format": 1,
@@ -124,6 +124,11 @@ def test_a_bound_that_is_no_number_is_refused(text: str) -> None:
         probe_from_bytes(bytes(save({"weight.1": np.ones(4, np.float32)}, metadata={"pilothouse": card})))
 
 
+def telling(scores: Any, logits: Any, aggregate: Any, alarm: Any, threshold: float) -> list[int]:
+    (found,) = tellings(scores[None], logits[None], [(aggregate, alarm, threshold)])
+    return found
+
+
 def by_the_letter(scores: list[float], alarm: str, threshold: float) -> list[int]:
     """Tokens past the threshold, the worst first, at most five; of two alike the earlier."""
     sign = 1 if alarm == "high" else -1
@@ -155,6 +160,26 @@ def test_reasons_are_the_worst_tokens_past_the_threshold(scores: list[float], al
     else:
         assert found
         assert set(found) <= set(known)
+
+
+@given(st.data(), st.integers(1, 12), st.integers(1, 4))
+def test_several_probes_tell_what_each_of_them_tells_alone(data: st.DataObject, n: int, k: int) -> None:
+    numbers = st.integers(1, 7).map(lambda i: i / 8)
+    # Probes that were read at different tokens, too; each at one at least, or it would not be flagged.
+    row = st.lists(st.one_of(st.just(math.nan), numbers), min_size=n, max_size=n).filter(
+        lambda r: not all(map(math.isnan, r))
+    )
+    scores = np.array(data.draw(st.lists(row, min_size=k, max_size=k)), dtype=np.float32)
+    logits = np.log(scores / (1 - scores))
+    kinds = st.tuples(
+        st.sampled_from([a for a in get_args(Aggregate) if a != "prompt_end"]),
+        st.sampled_from(["high", "low"]),
+        numbers,
+    )
+    probes: Any = data.draw(st.lists(kinds, min_size=k, max_size=k))
+    alone = [telling(scores[i], logits[i], *probe) for i, probe in enumerate(probes)]
+    assert tellings(scores, logits, probes) == alone
+    assert all(alone)
 
 
 def test_tokens_that_are_past_it_only_in_the_choices_calibration_are_those_that_draw_it_there() -> None:

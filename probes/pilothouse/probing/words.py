@@ -1,5 +1,6 @@
 """Words for people: how confident a score is, by the card's levels, and which tokens it rests on."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated
 
@@ -57,23 +58,44 @@ def level_of(levels: Levels | None, alarm: Alarm, score: float) -> str:
     return next(fitting).name
 
 
-def telling(scores: Float32, logits: Float32, aggregate: Aggregate, alarm: Alarm, threshold: float) -> list[int]:
-    """Which of a flagged choice's generated tokens [n] say why, the worst first, at most five.
+def tellings(scores: Float32, logits: Float32, probes: Sequence[tuple[Aggregate, Alarm, float]]) -> list[list[int]]:
+    """Which of a flagged choice's generated tokens say why, the worst first, at most five, by each of k probes.
 
-    scores: the tokens' own; NaN where there is none, as in logits. They are those past the threshold by themselves.
-    Where none is, since the calibration of tokens is not that of choices, and where the aggregate is of one token
-    whatever the others are, they are those that draw the aggregate most to where it is. ValueError for `prompt_end`,
-    which no generated token tells of.
+    scores [k, n]: the tokens' own; NaN where there is none, as in logits [k, n]; probes: aggregate, alarm and threshold
+    of each. They are those past the threshold by themselves. Where none is, since the calibration of tokens is not that
+    of choices, and where the aggregate is of one token whatever the others are, they are those that draw the aggregate
+    most to where it is. ValueError for `prompt_end`, which no generated token tells of.
     """
-    sign = 1 if alarm == "high" else -1
-    badness = sign * scores.astype(np.float64)
+    signs = np.array([[1.0 if alarm == "high" else -1.0] for _, alarm, _ in probes])
+    bounds = signs * np.array([[threshold] for *_, threshold in probes])
+    badness = signs * scores.astype(np.float64)
     # What is not known is past nothing.
-    chosen = (badness > sign * threshold).nonzero()[0]
-    if _of_one(aggregate, alarm) or not len(chosen):
-        known = np.flatnonzero(np.isfinite(scores))
-        read = logits[known].astype(np.float64)
-        chosen = known[_drawing(sign * read, support(read, aggregate, alarm))]
-    found: list[int] = chosen[(-badness[chosen]).argsort(kind="stable")[:MAX_REASONS]].tolist()
+    beyond = _worst(np.where(badness > bounds, badness, -np.inf))
+    return [
+        _drawn(badness[k], logits[k], aggregate, alarm) if _of_one(aggregate, alarm) or not beyond[k] else beyond[k]
+        for k, (aggregate, alarm, _) in enumerate(probes)
+    ]
+
+
+def _worst(badness: Float64) -> list[list[int]]:
+    """In each row of [k, n], where the greatest entries are, at most five, the greatest first; -inf is none."""
+    rows, (k, n) = np.arange(len(badness)), badness.shape
+    places = np.empty((min(MAX_REASONS, n), k), dtype=np.intp)
+    there = np.empty(places.shape, dtype=np.bool_)
+    for place in range(len(places)):
+        places[place] = badness.argmax(axis=1)
+        there[place] = badness[rows, places[place]] > -np.inf
+        badness[rows, places[place]] = -np.inf
+    of_rows = zip(places.T.tolist(), there.sum(axis=0).tolist(), strict=True)
+    return [found[:known] for found, known in of_rows]
+
+
+def _drawn(badness: Float64, logits: Float32, aggregate: Aggregate, alarm: Alarm) -> list[int]:
+    """Those of the tokens [n] that draw the aggregate most to where it is, the worst by their own scores first."""
+    known = np.flatnonzero(np.isfinite(badness))
+    read = logits[known].astype(np.float64)
+    drawing = known[_drawing(read if alarm == "high" else -read, support(read, aggregate, alarm))]
+    found: list[int] = drawing[(-badness[drawing]).argsort(kind="stable")].tolist()
     return found
 
 

@@ -22,6 +22,7 @@ from pilothouse.api.record_access import FLUSH_SECONDS
 from pilothouse.api.registry import Registry
 from pilothouse.api.results import ResultsStore
 from pilothouse.api.routes import make_router
+from pilothouse.api.scoring import remembered
 from pilothouse.api.session import ReadText, Surroundings
 from pilothouse.api.state import ATTRIBUTE, ApiState
 from pilothouse.api.trace_context import TraceRequests
@@ -130,7 +131,7 @@ def assemble(
     metrics.follow_sink_errors(lambda: dict(sinks.errors))
     around = Surroundings(
         sink=sinks,
-        decode=lambda token_id: read_text([token_id]),
+        decode=remembered(lambda token_id: read_text([token_id])),
         spent=partial(_count_steps, metrics, sinks),
         bos_token_id=bos_token_id,
         max_names_in_label=config.limits.max_steering_names_in_label,

@@ -3,21 +3,23 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
-from pilothouse.core.listing import Listing, TokenTable, numbers
+from pilothouse.core.listing import Begun, Listing, TokenTable, number_texts, numbers
 from pilothouse.core.records import ABORTED, Activity, ProbeOutcome
 from pilothouse.core.sites import Float32
 from pilothouse.core.tracks import ChoiceTrack
 from pilothouse.probing import Probe, ProbeStats
-from pilothouse.probing.panel import panel_of
-from pilothouse.probing.words import past, telling
+from pilothouse.probing.panel import panel_of, surely_finite
 
 Decode = Callable[[int], str]
 """The text of one token id."""
+
+_MOST_KEPT = 2**16
+"""Texts of tokens that are remembered, of some 70 bytes each."""
 
 ADHOC = "adhoc"
 """What metrics call that which nobody configured."""
@@ -29,6 +31,11 @@ ENGINE_GAP = "engine_gap"
 
 NOT_FINITE = "not_finite"
 """Why there is no score where the engine did read: the model's stream overflowed."""
+
+
+def remembered(decode: Decode) -> Decode:
+    """`decode` that asks a tokenizer once for a token: most answers are of the same few thousand."""
+    return lru_cache(_MOST_KEPT)(decode)
 
 
 def number(value: float | None) -> float | None:
@@ -88,6 +95,23 @@ class Report:
         return Activity(int((known > 0).sum()), float(known.sum()))
 
 
+class Rows:
+    """Logits and scores [n, P] of n sequences' tokens, one of each, all finite."""
+
+    def __init__(self, logits: Float32, scores: Float32) -> None:
+        self.logits = logits
+        self.scores = scores
+
+    def texts(self, row: int) -> list[str]:
+        """The `number_texts` of one of the tokens."""
+        width = 2 * self.logits.shape[1]
+        return self._texts[width * row : width * (row + 1)]
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        return number_texts(self.logits, self.scores)
+
+
 class ChoiceScores:
     """The readouts of one sequence under its P probes. Readout k of the track belongs to probe k."""
 
@@ -96,6 +120,7 @@ class ChoiceScores:
         self.probes = probes
         self.names = [probe.name for probe in probes]
         self._panel = panel_of(probes)
+        track.reader = self._panel
         self._prompt_ids = prompt_ids
 
     def logits(self, start: int, stop: int) -> Float32:
@@ -116,6 +141,19 @@ class ChoiceScores:
         """Each probe's score of each token [n, P], of logits [n, P]; NaN where the logit is."""
         return self._panel.token_scores(logits)
 
+    def latest(self, start: int) -> tuple[Rows, int] | None:
+        """Of generated token number `start`, if it is the one that was read last, what its readouts mean, among those
+        of other sequences, and its row there; None where that is to be found out by itself."""
+        latest = self.track.latest
+        if latest is None or latest.position != self.track.n_prompt + start:
+            return None
+        rows = latest.wave.made(self._rows)
+        return None if rows is None else (rows, latest.row)
+
+    def _rows(self, raw: Float32) -> Rows | None:
+        logits = self._panel.logits(raw[:, : len(self.probes)])
+        return Rows(logits, self.token_scores(logits)) if surely_finite(logits) else None
+
     def entries(self, start: int, stop: int) -> list[dict[str, Any] | None]:
         """For each of the generated tokens its logit and score by probe, None where no probe has one."""
         logits = self.generated(start, stop)
@@ -135,7 +173,7 @@ class ChoiceScores:
             return []
         panel, n = self._panel, self.track.n_prompt
         logits, ends = self.generated(0, len(self.track.token_ids)), self.logits(n - 1, n)
-        stats = panel.stats(logits, numbers(ends[0]))
+        stats = panel.stats(logits, list(map(number, ends[0].tolist())))
         wholes = [None if gap else number(score) for score in panel.scores(stats)]
         scores = cache(lambda: np.ascontiguousarray(panel.token_scores(logits).T))
         columns = zip(
@@ -145,7 +183,7 @@ class ChoiceScores:
             wholes,
             panel.flagged(wholes),
             np.isfinite(logits).sum(axis=0).tolist(),
-            numbers(panel.token_scores(ends)[0]),
+            map(number, panel.token_scores(ends)[0].tolist()),
             strict=True,
         )
         found = []
@@ -169,10 +207,10 @@ class ChoiceScores:
         return NOT_FINITE
 
     def generated_entries(
-        self, reports: Sequence[Report], decode: Decode, known: Callable[[Float32], list[str]] = lambda logits: []
+        self, reports: Sequence[Report], decode: Decode, begun: Callable[[Float32], Begun | None] = lambda logits: None
     ) -> list[Listing]:
-        """`tokens` of each report: one entry for each generated token, the last one null by contract. known: the
-        `number_texts` of the first tokens that there are already, given the logits [n, P]."""
+        """`tokens` of each report: one entry for each generated token, the last one null by contract. begun: what has
+        been made of the first tokens already, given the logits [n, P]."""
         ids = list(self.track.token_ids)
 
         def why(j: int) -> str | None:
@@ -180,7 +218,7 @@ class ChoiceScores:
 
         logits = np.array([report.logits for report in reports])
         words = list(map(decode, ids))
-        return TokenTable(words, ids, logits, reports[0].all_scores(), why, known(logits.T)).listings()
+        return TokenTable(words, ids, logits, reports[0].all_scores(), why, begun(logits.T)).listings()
 
     def prompt_entries(self, decode: Decode, bos: int | None) -> Mapping[str, Listing]:
         """`prompt_tokens` of each probe by its name. The beginning-of-sequence token is never scored."""
@@ -202,39 +240,3 @@ class ChoiceScores:
         if self.track.complete or self.track.count_forwarded(position, position + 1):
             return ENGINE_GAP
         return "not_forwarded"
-
-
-def describe(report: Report, token: Decode) -> dict[str, Any]:
-    """The entry of one probe in a response, token lists apart; `token` is the text of a generated token, by index."""
-    probe = report.probe
-    shown: dict[str, Any] = {
-        "score": report.score,
-        "level": report.level,
-        "label": probe.label,
-        "alarm": probe.alarm,
-        "threshold": probe.threshold,
-        "flagged": report.flagged,
-        "reasons": _reasons(report, token),
-        "aggregate": probe.aggregate,
-        "version": probe.version,
-        "stats": dict(vars(report.stats)),
-        "n_scored": report.n_scored,
-    }
-    if report.reason is not None:
-        shown["reason"] = report.reason
-    return shown
-
-
-def _reasons(report: Report, token: Decode) -> list[dict[str, Any]]:
-    """Why a choice was flagged; empty when it was not."""
-    probe = report.probe
-    if not report.flagged or report.score is None:
-        return []
-    if probe.aggregate == "prompt_end":
-        return [{"prompt_end": True, "score": report.score, "past": past(report.score, probe.alarm, probe.threshold)}]
-    found = []
-    for j in telling(report.scores, report.logits, probe.aggregate, probe.alarm, probe.threshold):
-        score = float(report.scores[j])
-        beyond = past(score, probe.alarm, probe.threshold)
-        found.append({"token": token(j), "index": j, "score": score, "past": beyond})
-    return found

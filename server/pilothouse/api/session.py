@@ -5,15 +5,15 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, Literal
 
+from pilothouse.api.described import describe
 from pilothouse.api.events import DONE, ERROR, goes_on, has_logprobs, lone_choice, read, tells_finish, with_key, written
 from pilothouse.api.feed import Allowance, ScoreFeed
 from pilothouse.api.names import PROBES, STEERING
 from pilothouse.api.plans import Ask
 from pilothouse.api.receipts import count_open, receipts, tokens_edited
-from pilothouse.api.scoring import ADHOC, FAILED, ChoiceScores, Decode, Report, describe
+from pilothouse.api.scoring import ADHOC, FAILED, ChoiceScores, Decode, Report
 from pilothouse.core.edits import Edit
 from pilothouse.core.errors import EngineGap
 from pilothouse.core.gaps import Gap, asked_for, describe_gaps, find_gaps
@@ -112,7 +112,7 @@ class Session:
         self._prompts.append(track)
         for choice in track.choices:
             scores = ChoiceScores(choice, track.prompt_token_ids, self.ask.probes)
-            self._choices.append(_Choice(track, scores, ScoreFeed(scores, self.around.allowance)))
+            self._choices.append(_Choice(track, scores, ScoreFeed(scores, self.around.decode, self.around.allowance)))
 
     def set_response_id(self, response_id: str) -> None:
         """Remember under which id the record is to be found."""
@@ -249,9 +249,9 @@ class Session:
 
     def _probes(self, choice: _Choice) -> dict[str, Any]:
         reports = self._reports(choice)
-        # Many probes ask for the same words.
-        ids, decode = choice.scores.track.token_ids, cache(self.around.decode)
-        shown = {report.probe.name: describe(report, lambda j: decode(ids[j])) for report in reports}
+        ids, decode = choice.scores.track.token_ids, self.around.decode
+        described = describe(reports, lambda j: decode(ids[j]))
+        shown = {report.probe.name: entry for report, entry in zip(reports, described, strict=True)}
         if self.ask.tokens:
             listings = choice.scores.generated_entries(reports, decode, choice.feed.give_up)
             for entry, tokens in zip(shown.values(), listings, strict=True):

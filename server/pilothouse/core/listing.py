@@ -3,16 +3,20 @@
 A sequence of 256 tokens under 64 probes has 16,384 entries. As objects they take 10 ms to make and to write, and keep
 the garbage collector busy; their JSON is put together from pieces that probes have in common. It is ASCII whatever the
 words are: a text of which every character is a byte is copied, never read, on its way out.
+
+Numbers are the shortest decimals that are these float32 and no others, which takes half the characters: read as float64
+they may differ by one part in ten million.
 """
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, overload
 
 import msgspec
 import numpy as np
+import orjson
 
 from pilothouse.core.sites import Float32
 
@@ -21,19 +25,48 @@ Why = Callable[[int], str | None]
 """Why a token has no logit, by its place; None where that goes without saying."""
 
 _ascii = json.JSONEncoder().encode
-_encode = msgspec.json.Encoder().encode
 
 _MARK = msgspec.Raw(b"\0")
 """Stands for a listing: JSON has no such character, which it escapes in strings."""
 
 _LOGIT, _SCORE, _PIECES = 1, 3, 4
 """Where a token's numbers stand among the pieces of its text, and how many these are."""
+_PART = 32
+"""Tokens whose entries are joined at once while they come."""
+
+
+class Begun:
+    """The JSON of the first tokens of a sequence under P probes, made while they come: at the end of it, when many
+    sequences may wait, little is left to do. No logit of these tokens is missing."""
+
+    def __init__(self, n_probes: int) -> None:
+        self._n_probes = n_probes
+        self.texts: list[str] = []
+        """`number_texts` of the last tokens."""
+        self.parts: list[list[str]] = []
+        """Of each probe the entries of all tokens before these, a part after the other."""
+
+    def __len__(self) -> int:
+        return self.n_joined + len(self.texts) // (2 * self._n_probes)
+
+    @property
+    def n_joined(self) -> int:
+        """Tokens in `parts`."""
+        return _PART * len(self.parts)
+
+    def add(self, texts: Sequence[str], naming: Callable[[int, int], Sequence[str]]) -> None:
+        """Take in `number_texts` of further tokens. naming: the `named` of tokens [start, stop)."""
+        self.texts += texts
+        size = _PART * 2 * self._n_probes
+        while len(self.texts) >= size:
+            tokens = naming(self.n_joined, self.n_joined + _PART)
+            self.parts.append(_entry_texts(tokens, self.texts[:size], self._n_probes, {}))
+            del self.texts[:size]
 
 
 class TokenTable:
     """The tokens of a sequence under P probes. words, ids: of its n tokens; logits, scores: [P, n], NaN where there is
-    none; texts: `number_texts` of the first tokens, as far as they have been made already; the others' are added to
-    them."""
+    none; begun: what has been made of the first of them already."""
 
     def __init__(
         self,
@@ -42,19 +75,14 @@ class TokenTable:
         logits: Float32,
         scores: Float32,
         why: Why,
-        texts: list[str] | None = None,
+        begun: Begun | None = None,
     ) -> None:
         self._words = words
         self._ids = ids
         self._logits = logits
         self._scores = scores
         self._why = why
-        if texts:
-            # Here, since later several threads may look at the table.
-            done = len(texts) // (2 * len(logits))
-            texts += number_texts(logits[:, done:].T, scores[:, done:].T)
-        self._made = texts
-        self._frames: dict[bool, list[str]] = {}
+        self._begun = begun or Begun(len(logits))
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -78,13 +106,12 @@ class TokenTable:
         """The JSON of `entries`, in ASCII."""
         if not len(self):
             return "[]"
-        n_probes = len(self._logits)
-        pieces = self._frame(words).copy()
-        pieces[_LOGIT::_PIECES] = self._texts[probe :: 2 * n_probes]
-        pieces[_SCORE::_PIECES] = self._texts[n_probes + probe :: 2 * n_probes]
-        for j, reason in self._reasons.get(probe, ()):
-            pieces[_PIECES * j + _SCORE] += f',"reason":{_ascii(reason)}'
-        return "".join(pieces)
+        if not words:
+            return f"[{self._wordless[probe]}]"
+        parts = [part[probe] for part in self._begun.parts]
+        if self._begun.n_joined < len(self):
+            parts.append(self._last[probe])
+        return f"[{','.join(parts)}]"
 
     @cached_property
     def _reasons(self) -> dict[int, list[tuple[int, str]]]:
@@ -97,20 +124,19 @@ class TokenTable:
                     found[probe].append((j, reason))
         return found
 
-    def _frame(self, words: bool) -> list[str]:
-        """The pieces of a probe's text, with room for the numbers."""
-        if words not in self._frames:
-            tokens = [""] * len(self)
-            if words:
-                named = zip(self._words, self._ids, strict=True)
-                tokens = [f'"token":{_ascii(word)},"token_id":{token},' for word, token in named]
-            self._frames[words] = _framed(tokens)
-        return self._frames[words]
+    @cached_property
+    def _last(self) -> list[str]:
+        """Of each probe the entries of the tokens behind those that were joined already."""
+        begin, made = self._begun.n_joined, len(self._begun)
+        texts = self._begun.texts + number_texts(self._logits[:, made:].T, self._scores[:, made:].T)
+        reasons = {probe: [(j - begin, why) for j, why in told] for probe, told in self._reasons.items()}
+        return _entry_texts(named(self._words[begin:], self._ids[begin:]), texts, len(self._logits), reasons)
 
     @cached_property
-    def _texts(self) -> list[str]:
-        """As `number_texts`, of all tokens."""
-        return self._made or number_texts(self._logits.T, self._scores.T)
+    def _wordless(self) -> list[str]:
+        """Of each probe the entries of all tokens, which do not say what these are."""
+        texts = number_texts(self._logits.T, self._scores.T)
+        return _entry_texts([""] * len(self), texts, len(self._logits), self._reasons)
 
 
 class Listing(Sequence[Entry]):
@@ -173,9 +199,7 @@ def json_of(value: Any) -> str:
 
 def numbers(values: Float32) -> list[float | None]:
     """The entries of [n] as JSON can carry them: None for what is not finite."""
-    found: list[float | None] = values.tolist()
-    for i in np.flatnonzero(~np.isfinite(values)).tolist():
-        found[i] = None
+    found: list[float | None] = orjson.loads(b"[%b]" % _bare(np.ascontiguousarray(values)))
     return found
 
 
@@ -184,16 +208,36 @@ def number_texts(logits: Float32, scores: Float32) -> list[str]:
     finite."""
     if not logits.size:
         return []
-    # All in one go, and mostly they are those of one token.
-    if len(logits) == 1:
-        return _encode(logits[0].tolist() + scores[0].tolist()).decode()[1:-1].split(",")
-    rows = _encode(np.concatenate((logits, scores), axis=1).tolist()).decode()
-    return rows[2:-2].replace("],[", ",").split(",")
+    logits, scores = np.ascontiguousarray(logits), np.ascontiguousarray(scores)
+    # Mostly they are those of one token; to make one array of two takes longer than to write them.
+    rows = [_bare(row) for of_token in zip(logits, scores, strict=True) for row in of_token]
+    return b",".join(rows).decode().split(",")
 
 
-def _framed(tokens: Sequence[str]) -> list[str]:
-    """The pieces of a list of such tokens; the last one closes it."""
+def named(words: Iterable[str], ids: Iterable[int]) -> list[str]:
+    """The JSON that says what each token is, as far as its numbers."""
+    return [f'"token":{_ascii(word)},"token_id":{token},' for word, token in zip(words, ids, strict=True)]
+
+
+def _bare(values: Float32) -> bytes:
+    """The JSON of [n], all of it in one piece, without the brackets."""
+    return orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+
+
+def _entry_texts(
+    tokens: Sequence[str], texts: Sequence[str], n_probes: int, reasons: Mapping[int, Sequence[tuple[int, str]]]
+) -> list[str]:
+    """Of each probe the JSON of its entries, with commas between. tokens: `named`, or nothing; texts: their
+    `number_texts`; reasons: by probe, why there is no logit of a token of that number."""
     pieces: list[str] = []
     for number, token in enumerate(tokens):
-        pieces += [f'{"},{" if number else "[{"}{token}"logit":', "", ',"score":', ""]
-    return [*pieces, "}]"]
+        pieces += [f'{"},{" if number else "{"}{token}"logit":', "", ',"score":', ""]
+    pieces.append("}")
+    found = []
+    for probe in range(n_probes):
+        pieces[_LOGIT::_PIECES] = texts[probe :: 2 * n_probes]
+        pieces[_SCORE::_PIECES] = texts[n_probes + probe :: 2 * n_probes]
+        for j, reason in reasons.get(probe, ()):
+            pieces[_PIECES * j + _SCORE] += f',"reason":{_ascii(reason)}'
+        found.append("".join(pieces))
+    return found

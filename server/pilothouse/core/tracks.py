@@ -4,13 +4,18 @@ The engine's client writes, the API reads; both live in the API process. Recompu
 themselves, so every position counts once however often it was forwarded.
 """
 
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from pilothouse.core.messages import Reading
 from pilothouse.core.plans import Plan
 from pilothouse.core.sites import Float32
+
+Made = TypeVar("Made")
 
 
 class ScoreTable:
@@ -93,12 +98,41 @@ def _count(runs: list[tuple[int, int]], start: int, stop: int) -> int:
     return total
 
 
+class Wave:
+    """The readouts of one step of decoding [sequences, readouts], of sequences whose readouts mean the same.
+
+    What is to be made of each row is made of all at once, by whoever asks first: between two steps what the processor's
+    cache held is gone, and a call of NumPy takes several times as long as what it computes.
+    """
+
+    def __init__(self, rows: Float32) -> None:
+        self._rows = rows
+        self._made: Any = None
+
+    def made(self, make: Callable[[Float32], Made]) -> Made:
+        """`make` of all rows, called once; it means the same whoever asks."""
+        if self._made is None:
+            self._made = make(self._rows)
+        found: Made = self._made
+        return found
+
+
+class Latest(NamedTuple):
+    """The position that was read last, by itself, and where its readouts are."""
+
+    position: int
+    wave: Wave
+    row: int
+
+
 @dataclass
 class ChoiceTrack:
     """One generated sequence: its tokens, what was forwarded, and its readouts [position, readout].
 
     scored: positions whose readouts arrived, whatever they were; forwarded need not hold them, since scores of
-    positions that came from the prefix cache may be delivered too. cached: how far the prefix cache reached.
+    positions that came from the prefix cache may be delivered too. cached: how far the prefix cache reached. reader:
+    stands for what is made of readouts, which is the same for all sequences with the same one; latest: where there is
+    a reader, what was read last, if that was one position.
     """
 
     n_prompt: int
@@ -109,6 +143,8 @@ class ChoiceTrack:
     scored: Runs = field(default_factory=Runs)
     edited_reported: int = 0
     cached: int = 0
+    reader: object | None = None
+    latest: Latest | None = None
     _scores: ScoreTable = field(init=False)
 
     def __post_init__(self) -> None:
@@ -117,6 +153,7 @@ class ChoiceTrack:
     def add(self, reading: Reading) -> None:
         """Take in one reading; later readings of a position replace earlier ones."""
         self.cached = max(self.cached, reading.cached)
+        self.latest = None
         for start, count, edited in reading.runs:
             self.edited_reported += edited
             self.forwarded.add(start, start + count)
@@ -129,8 +166,10 @@ class ChoiceTrack:
                 self.scored.add(start, start + len(rows))
                 row += count
 
-    def add_position(self, position: int, edited: int, row: Float32 | None) -> None:
-        """Take in a position that was forwarded; edited: 1 where it was; row: its readouts [1, readouts], if any."""
+    def add_position(self, position: int, edited: int, row: Float32 | None, latest: Latest | None = None) -> None:
+        """Take in a position that was forwarded; edited: 1 where it was; row: its readouts [1, readouts], if any;
+        latest: the same, among others."""
+        self.latest = latest
         self.edited_reported += edited
         self.forwarded.add(position, position + 1)
         if row is not None:
@@ -155,6 +194,22 @@ class ChoiceTrack:
     def complete(self) -> bool:
         """Whether the sequence ended as sequences should: neither given up nor broken."""
         return self.finish_reason not in (None, "abort", "error")
+
+
+def waves(table: Float32, choices: Sequence[ChoiceTrack | None]) -> list[tuple[Wave, int]]:
+    """For each row of `table` [choices, readouts] the wave that it is part of, and its number there; None stands for a
+    sequence that nobody waits for any more."""
+    members: dict[object, list[int]] = defaultdict(list)
+    for k, choice in enumerate(choices):
+        members[None if choice is None else choice.reader].append(k)
+    if len(members) == 1:
+        wave = Wave(table)
+        return [(wave, k) for k in range(len(table))]
+    found: dict[int, tuple[Wave, int]] = {}
+    for rows in members.values():
+        wave = Wave(table[rows])
+        found |= {k: (wave, number) for number, k in enumerate(rows)}
+    return [found[k] for k in range(len(table))]
 
 
 @dataclass

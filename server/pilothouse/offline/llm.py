@@ -7,6 +7,7 @@ from typing import Any
 
 from pilothouse.api.plans import Ask, Planner
 from pilothouse.api.registry import Registry
+from pilothouse.api.scoring import remembered
 from pilothouse.api.session import Session, Surroundings
 from pilothouse.core.config import EngineLayout, Limits, ServerConfig
 from pilothouse.core.errors import BadRequest, StartupError
@@ -90,7 +91,7 @@ class LLM(PlannedLLM):
         tokenizer = self.renderer.tokenizer
         around = Surroundings(
             sink=_Nowhere(),
-            decode=_number if tokenizer is None else lambda token: str(tokenizer.decode([token])),
+            decode=_number if tokenizer is None else remembered(lambda token: str(tokenizer.decode([token]))),
             bos_token_id=None if tokenizer is None else tokenizer.bos_token_id,
             max_names_in_label=config.limits.max_steering_names_in_label,
         )
