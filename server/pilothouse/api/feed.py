@@ -16,6 +16,10 @@ _START, _LOGIT, _SCORE, _PIECES = 1, 2, 4, 5
 """Where a probe's numbers stand among the pieces of its text, and how many these are."""
 
 
+_MOST_RECENT = 32
+"""Blocks that may be rows of larger arrays, which they keep in memory."""
+
+
 class Allowance:
     """What feeds may keep until their sequences have ended, all of them together. left: numbers, each of which takes 30
     to 70 bytes."""
@@ -50,7 +54,8 @@ class ScoreFeed:
         self._decode = decode
         self._allowance = allowance or Allowance()
         self._kept: list[Float32] = []
-        """The logits of the tokens that `_begun` has."""
+        """The logits of the tokens that `_begun` has, but for the most recent ones."""
+        self._recent: list[Float32] = []
         self._begun = Begun(len(scores.names))
         self._seen = 0
         """Tokens that earlier events announced."""
@@ -109,8 +114,8 @@ class ScoreFeed:
     def give_up(self, logits: Float32 | None = None) -> Begun | None:
         """The JSON of as many of the first tokens as it was kept of, which is no longer kept; None unless their logits
         are still the first of `logits` [n, P]: what is computed again may come out otherwise."""
-        kept, begun = self._kept, self._begun
-        self._kept, self._begun = [], Begun(len(self._scores.names))
+        kept, begun = self._kept + self._recent, self._begun
+        self._kept, self._recent, self._begun = [], [], Begun(len(self._scores.names))
         if not kept:
             return None
         self._allowance.left += 2 * len(self._scores.names) * len(begun)
@@ -123,7 +128,10 @@ class ScoreFeed:
         """Of blocks that follow one another from the first token on."""
         if block.start == len(self._begun) and len(texts) <= self._allowance.left:
             self._allowance.left -= len(texts)
-            self._kept.append(block.logits)
+            self._recent.append(block.logits)
+            if len(self._recent) == _MOST_RECENT:
+                self._kept.append(np.concatenate(self._recent))
+                self._recent.clear()
             self._begun.add(texts, self._naming)
 
     def _naming(self, start: int, stop: int) -> list[str]:

@@ -4,6 +4,7 @@ The engine's client writes, the API reads; both live in the API process. Recompu
 themselves, so every position counts once however often it was forwarded.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ from pilothouse.core.plans import Plan
 from pilothouse.core.sites import Float32
 
 Made = TypeVar("Made")
+
+_MOST_WAITING = 32
+"""Positions that wait to be taken in: their rows keep those of other sequences in memory."""
 
 
 class ScoreTable:
@@ -129,41 +133,41 @@ class Latest(NamedTuple):
 class ChoiceTrack:
     """One generated sequence: its tokens, what was forwarded, and its readouts [position, readout].
 
-    scored: positions whose readouts arrived, whatever they were; forwarded need not hold them, since scores of
-    positions that came from the prefix cache may be delivered too. cached: how far the prefix cache reached. reader:
-    stands for what is made of readouts, which is the same for all sequences with the same one; latest: where there is
-    a reader, what was read last, if that was one position.
+    cached: how far the prefix cache reached. reader: stands for what is made of readouts, which is the same for all
+    sequences with the same one; latest: where there is a reader, what was read last, if that was one position.
     """
 
     n_prompt: int
     n_readouts: int
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
-    forwarded: Runs = field(default_factory=Runs)
-    scored: Runs = field(default_factory=Runs)
     edited_reported: int = 0
     cached: int = 0
     reader: object | None = None
     latest: Latest | None = None
+    _forwarded: Runs = field(default_factory=Runs, init=False)
+    _scored: Runs = field(default_factory=Runs, init=False)
     _scores: ScoreTable = field(init=False)
+    _waiting: list[tuple[int, Float32 | None]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self._scores = ScoreTable(self.n_readouts)
 
     def add(self, reading: Reading) -> None:
         """Take in one reading; later readings of a position replace earlier ones."""
+        self._settle()
         self.cached = max(self.cached, reading.cached)
         self.latest = None
         for start, count, edited in reading.runs:
             self.edited_reported += edited
-            self.forwarded.add(start, start + count)
+            self._forwarded.add(start, start + count)
         if reading.scores:
             table = np.frombuffer(reading.scores, dtype="<f4").reshape(-1, self.n_readouts)
             row = 0
             for start, count in reading.score_runs:
                 rows = table[row : row + count]
                 self._scores.put(start, rows)
-                self.scored.add(start, start + len(rows))
+                self._scored.add(start, start + len(rows))
                 row += count
 
     def add_position(self, position: int, edited: int, row: Float32 | None, latest: Latest | None = None) -> None:
@@ -171,13 +175,41 @@ class ChoiceTrack:
         latest: the same, among others."""
         self.latest = latest
         self.edited_reported += edited
-        self.forwarded.add(position, position + 1)
-        if row is not None:
-            self._scores.put(position, row)
-            self.scored.add(position, position + 1)
+        # Nearly every step of decoding adds one, and hardly any asks: what the rows are part of is all that grows.
+        self._waiting.append((position, row))
+        if len(self._waiting) == _MOST_WAITING:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Take in the positions that wait, those that follow one another at once."""
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        alike = itertools.groupby(enumerate(waiting), lambda item: (item[1][0] - item[0], item[1][1] is None))
+        for _, group in alike:
+            entries = [entry for _, entry in group]
+            start = entries[0][0]
+            self._forwarded.add(start, start + len(entries))
+            if rows := [row for _, row in entries if row is not None]:
+                self._scores.put(start, np.concatenate(rows))
+                self._scored.add(start, start + len(rows))
+
+    @property
+    def forwarded(self) -> Runs:
+        """Positions that went through the model."""
+        self._settle()
+        return self._forwarded
+
+    @property
+    def scored(self) -> Runs:
+        """Positions whose readouts arrived, whatever they were. They need not have been forwarded: scores of positions
+        that came from the prefix cache may be delivered too."""
+        self._settle()
+        return self._scored
 
     def scores(self, start: int, stop: int) -> Float32:
         """Raw readouts [stop - start, readouts] at positions [start, stop); NaN where none was taken."""
+        self._settle()
         return self._scores.get(start, stop)
 
     def count_forwarded(self, start: int, stop: int) -> int:
