@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,23 +14,45 @@ from pilothouse.core.tracks import ChoiceTrack, Runs
 runs = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 40)), max_size=12)
 
 
-@given(runs, st.integers(0, 70), st.integers(0, 90))
+kinds = st.sampled_from(["reading", "one by one", "one by one, unread"])
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 40), kinds)), st.integers(0, 70), st.integers(0, 90))
 def test_scores_and_positions_are_kept_by_absolute_position(
-    parts: list[tuple[int, int]], start: int, stop: int
+    parts: list[tuple[int, int, str]], start: int, stop: int
 ) -> None:
-    track, expected, value = ChoiceTrack(5, 2), dict[int, list[float]](), 0.0
-    for first, count in parts:
+    track, expected, forwarded, value = ChoiceTrack(5, 2), dict[int, list[float]](), set[int](), 0.0
+    for first, count, kind in parts:
         rows = np.arange(value, value + 2 * count, dtype=np.float32).reshape(count, 2)
         value += 2 * count
-        expected.update({first + i: rows[i].tolist() for i in range(count)})
-        track.add(Reading(((first, count, 0),), ((first, count),), rows.tobytes()))
+        forwarded.update(range(first, first + count))
+        if kind != "one by one, unread":
+            expected.update({first + i: rows[i].tolist() for i in range(count)})
+        if kind == "reading":
+            track.add(Reading(((first, count, 0),), ((first, count),), rows.tobytes()))
+        else:
+            for i in range(count):
+                track.add_position(first + i, 1, rows[i : i + 1] if kind == "one by one" else None)
     found = track.scores(start, stop)
     assert len(found) == max(stop - start, 0)
     for position, row in zip(range(start, stop), found.tolist(), strict=True):
         assert row == expected[position] if position in expected else np.isnan(row).all()
-    inside = sum(start <= position < stop for position in expected)
-    assert track.count_forwarded(start, stop) == track.scored.count(start, stop) == inside
-    assert track.first_forwarded == min(expected, default=5)
+    asked = set(range(start, stop))
+    assert track.scored.count(start, stop) == len(expected.keys() & asked)
+    assert track.count_forwarded(start, stop) == len(forwarded & asked)
+    assert track.first_forwarded == min(forwarded, default=5)
+    assert track.edited_reported == sum(count for _, count, kind in parts if kind != "reading")
+
+
+def test_rows_of_other_sequences_are_let_go() -> None:
+    track = ChoiceTrack(1, 1)
+    tables = [np.zeros((256, 1), dtype=np.float32) for _ in range(100)]
+    kept = [weakref.ref(table) for table in tables]
+    for position in range(100):
+        track.add_position(position, 0, tables[position][:1])
+    del tables
+    assert sum(table() is not None for table in kept) < 32
+    assert track.scored.count(0, 100) == 100
 
 
 def test_what_was_forwarded_and_what_was_scored_are_told_apart() -> None:

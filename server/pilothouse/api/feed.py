@@ -15,7 +15,6 @@ from pilothouse.probing.panel import surely_finite
 _START, _LOGIT, _SCORE, _PIECES = 1, 2, 4, 5
 """Where a probe's numbers stand among the pieces of its text, and how many these are."""
 
-
 _MOST_RECENT = 32
 """Blocks that may be rows of larger arrays, which they keep in memory."""
 

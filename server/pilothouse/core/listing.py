@@ -82,7 +82,7 @@ class TokenTable:
         self._logits = logits
         self._scores = scores
         self._why = why
-        self._begun = begun or Begun(len(logits))
+        self._begun = Begun(len(logits)) if begun is None else begun
 
     def __len__(self) -> int:
         return len(self._ids)

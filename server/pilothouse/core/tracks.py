@@ -111,13 +111,13 @@ class Wave:
 
     def __init__(self, rows: Float32) -> None:
         self._rows = rows
-        self._made: Any = None
+        self._made: list[Any] = []
 
     def made(self, make: Callable[[Float32], Made]) -> Made:
         """`make` of all rows, called once; it means the same whoever asks."""
-        if self._made is None:
-            self._made = make(self._rows)
-        found: Made = self._made
+        if not self._made:
+            self._made.append(make(self._rows))
+        found: Made = self._made[0]
         return found
 
 
