@@ -105,10 +105,10 @@ def test_without_trace_and_id_there_is_no_exemplar(metrics: Metrics) -> None:
     assert shown(metrics) == {}
 
 
-def test_no_more_are_shown_than_the_limit_the_newest() -> None:
+def test_they_do_not_grow_without_end() -> None:
     kept = Exemplars()
     for i in range(MAX_EXEMPLARS + 10):
-        kept.place(key_of("a", {"le": str(i)})).seen = Seen({}, 0.0, float(i))
+        kept.keep(key_of("a", {"le": str(i)}), Seen({}, 0.0, float(i)))
     found = kept.all()
     assert len(found) == MAX_EXEMPLARS
     assert ("a", (("le", "9"),)) not in found
@@ -117,8 +117,8 @@ def test_no_more_are_shown_than_the_limit_the_newest() -> None:
 
 def test_of_several_processes_the_newest_wins() -> None:
     one, two = Exemplars(), Exemplars()
-    one.place(key_of("a", {"le": "1"})).seen = Seen({"request_id": "old"}, 0.5, 1.0)
-    two.place(key_of("a", {"le": "1"})).seen = Seen({"request_id": "new"}, 0.6, 2.0)
-    one.place(key_of("a", {"le": "2"})).seen = Seen({"request_id": "only"}, 0.7, 0.0)
+    one.keep(key_of("a", {"le": "1"}), Seen({"request_id": "old"}, 0.5, 1.0))
+    two.keep(key_of("a", {"le": "1"}), Seen({"request_id": "new"}, 0.6, 2.0))
+    one.keep(key_of("a", {"le": "2"}), Seen({"request_id": "only"}, 0.7, 0.0))
     together = exemplars.newest([one.all(), exemplars.load(two.dump())])
     assert {seen.labels["request_id"] for seen in together.values()} == {"new", "only"}

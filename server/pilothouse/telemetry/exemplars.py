@@ -1,8 +1,8 @@
 """One request behind each bucket and counter: the newest that was counted there, by trace and response."""
 
-import heapq
 import re
 import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ MAX_CHARACTERS = 128
 """Of the names and values of an exemplar's labels together, by the OpenMetrics specification."""
 
 MAX_EXEMPLARS = 2000
-"""That a process shows; beyond them the oldest are left out."""
+"""That a process keeps; beyond them the oldest goes."""
 
 # A client may choose its response's id. What is not plain is left out: nothing would find half an id.
 _PLAIN = re.compile(r"[A-Za-z0-9._:/@+=~-]+")
@@ -47,33 +47,25 @@ def exemplar_labels(outcome: RequestOutcome) -> dict[str, str]:
     return found
 
 
-class Place:
-    """Where the newest exemplar of one sample is put: whoever counts often keeps it, and looks nothing up."""
-
-    __slots__ = ("seen",)
-
-    def __init__(self) -> None:
-        self.seen: Seen | None = None
-
-
 class Exemplars:
     """The newest exemplar of each sample. Threads may share it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._places: dict[Key, Place] = {}
+        self._newest: OrderedDict[Key, Seen] = OrderedDict()
 
-    def place(self, key: Key) -> Place:
-        """That of the sample `key`."""
+    def keep(self, key: Key, seen: Seen) -> None:
+        """`seen` is the newest of the sample `key`."""
         with self._lock:
-            return self._places.setdefault(key, Place())
+            self._newest[key] = seen
+            self._newest.move_to_end(key)
+            if len(self._newest) > MAX_EXEMPLARS:
+                self._newest.popitem(last=False)
 
     def all(self) -> dict[Key, Seen]:
-        """A copy, of the newest `MAX_EXEMPLARS`."""
+        """A copy."""
         with self._lock:
-            found = [(key, place.seen) for key, place in self._places.items()]
-        known = [(key, seen) for key, seen in found if seen is not None]
-        return dict(heapq.nlargest(MAX_EXEMPLARS, known, key=lambda item: item[1].time))
+            return dict(self._newest)
 
     def dump(self) -> list[Any]:
         """For `load`, in JSON."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from pilothouse.telemetry.exemplars import Exemplars, Place, Seen, key_of
+from pilothouse.telemetry.exemplars import Exemplars, Key, Seen, key_of
 from pilothouse.telemetry.families import FAMILIES
 from pilothouse.telemetry.names import ADHOC
 from pilothouse.telemetry.registry_info import COLLECTED
@@ -30,18 +30,18 @@ class Cause:
 
 
 class _Counted(NamedTuple):
-    """How to add to one series of a counter, and where its exemplar goes."""
+    """How to add to one series of a counter, and which sample it is."""
 
     add: Callable[[float], None]
-    place: Place
+    key: Key
 
 
 class _Scored(NamedTuple):
-    """One series of a histogram of scores, its labels, and where its buckets' exemplars go, by their bounds."""
+    """One series of a histogram of scores, its labels, and which samples its buckets are, by their bounds."""
 
     series: ScoreHistogram
     labels: dict[str, str]
-    places: dict[float, Place]
+    keys: dict[float, Key]
 
 
 class Instruments:
@@ -76,17 +76,16 @@ class Instruments:
         counted = self._counted.get((name, *labels)) or self._count_in(name, labels)
         counted.add(by)
         if cause is not None and cause.labels:
-            counted.place.seen = Seen(cause.labels, by, cause.time)
+            self.exemplars.keep(counted.key, Seen(cause.labels, by, cause.time))
 
     def score(self, name: str, *labels: str, value: float, cause: Cause) -> None:
         """Count a score in one of the two histograms of scores, with its exemplar."""
         scored = self._scored.get((name, *labels)) or self._score_in(name, labels)
         bound = scored.series.place(value)
         if cause.labels:
-            if (place := scored.places.get(bound)) is None:
-                key = key_of(f"{name}_bucket", {**scored.labels, "le": written(bound)})
-                place = scored.places[bound] = self.exemplars.place(key)
-            place.seen = Seen(cause.labels, value, cause.time)
+            if (key := scored.keys.get(bound)) is None:
+                key = scored.keys[bound] = key_of(f"{name}_bucket", {**scored.labels, "le": written(bound)})
+            self.exemplars.keep(key, Seen(cause.labels, value, cause.time))
 
     def strength(self, *labels: str, value: float) -> None:
         """Count how far a vector pushed, in lengths of the stream."""
@@ -104,9 +103,9 @@ class Instruments:
             histogram.widen()
 
     def _count_in(self, name: str, labels: tuple[str, ...]) -> _Counted:
-        place = self.exemplars.place(key_of(name, dict(zip(FAMILIES[name].labels, labels, strict=True))))
+        key = key_of(name, dict(zip(FAMILIES[name].labels, labels, strict=True)))
         # What the series adds itself, but for its questions whether it has labels and is asked to fall.
-        counted = self._counted[name, *labels] = _Counted(self.counters[name].labels(*labels)._value.inc, place)
+        counted = self._counted[name, *labels] = _Counted(self.counters[name].labels(*labels)._value.inc, key)
         return counted
 
     def _score_in(self, name: str, labels: tuple[str, ...]) -> _Scored:
