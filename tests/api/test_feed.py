@@ -135,8 +135,10 @@ def test_the_end_lists_what_is_known_last(rows: Float32, left: int) -> None:
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_sequences_that_are_read_together_stream_what_each_streams_alone(broken: bool) -> None:
-    watched = [MANY, MANY[::-1], MANY]
+@pytest.mark.parametrize("watched", [[MANY] * 3, [MANY, MANY[::-1], MANY]], ids=["alike", "not alike"])
+def test_sequences_that_are_read_together_stream_what_each_streams_alone(
+    watched: list[list[Probe]], broken: bool
+) -> None:
     rows = np.random.default_rng(3).standard_normal((50, 3, len(MANY))).astype(np.float32)
     if broken:
         rows[20, 2, 5] = np.inf

@@ -13,7 +13,7 @@ from pilothouse.core.messages import Reading
 from pilothouse.core.plans import Plan, Readout
 from pilothouse.core.records import RequestOutcome
 from pilothouse.core.sites import Float32
-from pilothouse.core.tracks import ChoiceTrack, Latest, PromptTrack, waves
+from pilothouse.core.tracks import ChoiceTrack, PromptTrack, waves
 from pilothouse.probing import Probe
 
 N_PROMPT = 3
@@ -52,9 +52,8 @@ def generate(track: ChoiceTrack, rows: Float32, finish_reason: str | None = None
 
 def generate_together(tracks: Sequence[ChoiceTrack], rows: Float32) -> None:
     """One further token of each track but its first: rows [tracks, readouts], read in one step of decoding."""
-    for track, row, (wave, number) in zip(tracks, rows, waves(rows, tracks), strict=True):
-        position = N_PROMPT + len(track.token_ids) - 1
-        track.add_position(position, 0, row[None], Latest(position, wave, number))
+    for track, place in zip(tracks, waves(rows, tracks), strict=True):
+        track.add_position(N_PROMPT + len(track.token_ids) - 1, 0, place)
         track.token_ids.append(7 + len(track.token_ids))
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pilothouse.core.messages import Reading
-from pilothouse.core.tracks import ChoiceTrack, Runs
+from pilothouse.core.tracks import ChoiceTrack, Runs, Wave
 
 runs = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 40)), max_size=12)
 
@@ -32,7 +32,7 @@ def test_scores_and_positions_are_kept_by_absolute_position(
             track.add(Reading(((first, count, 0),), ((first, count),), rows.tobytes()))
         else:
             for i in range(count):
-                track.add_position(first + i, 1, rows[i : i + 1] if kind == "one by one" else None)
+                track.add_position(first + i, 1, (Wave(rows), i) if kind == "one by one" else None)
     found = track.scores(start, stop)
     assert len(found) == max(stop - start, 0)
     for position, row in zip(range(start, stop), found.tolist(), strict=True):
@@ -49,7 +49,7 @@ def test_rows_of_other_sequences_are_let_go() -> None:
     tables = [np.zeros((256, 1), dtype=np.float32) for _ in range(100)]
     kept = [weakref.ref(table) for table in tables]
     for position in range(100):
-        track.add_position(position, 0, tables[position][:1])
+        track.add_position(position, 0, (Wave(tables[position]), 7))
     del tables
     assert sum(table() is not None for table in kept) < 32
     assert track.scored.count(0, 100) == 100

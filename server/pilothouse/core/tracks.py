@@ -113,6 +113,10 @@ class Wave:
         self._rows = rows
         self._made: list[Any] = []
 
+    def row(self, number: int) -> Float32:
+        """The readouts [1, readouts] of one sequence."""
+        return self._rows[number : number + 1]
+
     def made(self, make: Callable[[Float32], Made]) -> Made:
         """`make` of all rows, called once; it means the same whoever asks."""
         if not self._made:
@@ -134,7 +138,7 @@ class ChoiceTrack:
     """One generated sequence: its tokens, what was forwarded, and its readouts [position, readout].
 
     cached: how far the prefix cache reached. reader: stands for what is made of readouts, which is the same for all
-    sequences with the same one; latest: where there is a reader, what was read last, if that was one position.
+    sequences with the same one; latest: what was read last, if that was one position.
     """
 
     n_prompt: int
@@ -170,10 +174,13 @@ class ChoiceTrack:
                 self._scored.add(start, start + len(rows))
                 row += count
 
-    def add_position(self, position: int, edited: int, row: Float32 | None, latest: Latest | None = None) -> None:
-        """Take in a position that was forwarded; edited: 1 where it was; row: its readouts [1, readouts], if any;
-        latest: the same, among others."""
-        self.latest = latest
+    def add_position(self, position: int, edited: int, place: tuple[Wave, int] | None) -> None:
+        """Take in a position that was forwarded; edited: 1 where it was; place: the wave that its readouts are part of,
+        and the number of their row there; None where it was not read."""
+        self.latest, row = None, None
+        if place is not None:
+            wave, number = place
+            self.latest, row = Latest(position, wave, number), wave.row(number)
         self.edited_reported += edited
         # Nearly every step of decoding adds one, and hardly any asks: what the rows are part of is all that grows.
         self._waiting.append((position, row))

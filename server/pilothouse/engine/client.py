@@ -42,7 +42,7 @@ from pilothouse.core.messages import (
 from pilothouse.core.plans import Plan
 from pilothouse.core.records import NO_TOKEN_IDS
 from pilothouse.core.serving import RequestSession
-from pilothouse.core.tracks import ChoiceTrack, Latest, PromptTrack, waves
+from pilothouse.core.tracks import ChoiceTrack, PromptTrack, waves
 from pilothouse.engine.courier import Couriers
 from pilothouse.engine.wire import largest_edit, resolve
 
@@ -218,15 +218,11 @@ class SteeringClient:
             else None
         )
         choices = [self._choices.get(request_id) for request_id in readings.request_ids]
-        places = None if table is None else waves(table, choices)
-        for k, (choice, start, edited) in enumerate(zip(choices, readings.starts, readings.edited, strict=True)):
-            if choice is None:
-                continue
-            position = start + readings.advanced
-            if table is None or places is None:
-                choice.add_position(position, edited, None)
-            else:
-                choice.add_position(position, edited, table[k : k + 1], Latest(position, *places[k]))
+        places = [None] * len(choices) if table is None else waves(table, choices)
+        told = zip(choices, readings.starts, readings.edited, places, strict=True)
+        for choice, start, edited, place in told:
+            if choice is not None:
+                choice.add_position(start + readings.advanced, edited, place)
 
     def _engine_of(self, request: Any) -> bytes:
         """The engine that `request` goes to. vLLM's data parallel client chooses it, and keeps to its choice when it is
