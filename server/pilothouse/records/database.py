@@ -5,6 +5,8 @@ Files of SQLite, and PostgreSQL through psycopg 3 (https://docs.sqlalchemy.org/e
 
 import os
 import re
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,8 @@ from pilothouse.core.errors import PilothouseError, StartupError
 
 BUSY_SECONDS = 5.0
 """How long a statement waits for another process that writes to the same file."""
+
+_RETRY_SECONDS = 0.01
 
 CONNECT_SECONDS = 5
 STATEMENT_SECONDS = 10
@@ -141,10 +145,22 @@ def _prepare_sqlite(connection: Any, record: object) -> None:
     if cursor.execute("PRAGMA page_count").fetchone() == (0,):
         # So that room which old records leave goes back to the file system. It takes a lock, and only here an effect.
         cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")
-    if cursor.execute("PRAGMA journal_mode").fetchone() != ("wal",):
-        cursor.execute("PRAGMA journal_mode = WAL")
+    _make_wal(cursor)
     cursor.execute("PRAGMA synchronous = NORMAL")
     cursor.close()
+
+
+def _make_wal(cursor: sqlite3.Cursor) -> None:
+    # While another connection is about to write, SQLite refuses to change the journal's mode at once, without the
+    # waiting that it does for every other statement; several servers that start together meet in it.
+    patient_until = time.monotonic() + BUSY_SECONDS
+    while cursor.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > patient_until:
+                raise
+            time.sleep(_RETRY_SECONDS)
 
 
 def _begin_sqlite(connection: Connection) -> None:
