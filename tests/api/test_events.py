@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from api_support.artefacts import RISK
 from api_support.client import strict_json
-from api_support.streams import choice_of, event_of, generate, open_session
+from api_support.streams import choice_of, event_of, generate, open_session, rewritten
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pilothouse.api import events
 from pilothouse.api.events import goes_on, lone_choice, read, with_key, written
+from pilothouse.core.listing import TokenTable, json_of, json_pieces
 from pilothouse.probing import Platt, Probe
 
 PROBES = [
@@ -70,7 +72,7 @@ def test_what_is_spliced_is_what_reading_all_would_say(events: Any, tokens: bool
         for (session, tracks), shown in ((quick, choice), (slow, reordered(choice))):
             generate(tracks[index], np.array(rows, dtype=np.float32).reshape(-1, 2))
             event = event_of(shown, **more)
-            answers.append(session.rewrite_event(event))
+            answers.append(rewritten(session, event))
             assert answers[-1].startswith("data: ")
             assert answers[-1].endswith("}\n\n")
         first, second = (strict_json(answer.removeprefix("data: ")) for answer in answers)
@@ -127,20 +129,36 @@ json_values = st.recursive(
 @given(st.dictionaries(st.text(), json_values), st.booleans())
 def test_events_are_read_and_written_without_loss(chunk: dict[str, Any], ascii_only: bool) -> None:
     assert read(f"data: {json.dumps(chunk, ensure_ascii=ascii_only)}\n\n") == chunk
-    event = written(chunk)
+    event = "".join(written(chunk))
     assert event.startswith("data: {")
     assert "\n" not in event[:-2]
     assert strict_json(event.removeprefix("data: ")) == chunk
 
 
+@pytest.mark.parametrize("n", [1, 7, 50])
+def test_a_large_event_is_written_in_parts(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    monkeypatch.setattr(events, "PART", 1000)
+    values = np.zeros((n, 2), np.float32)
+    table = TokenTable(["a"] * 2, [7, 8], values, values, lambda j: None)
+    chunk = {f"probe {k}": {"tokens": listing} for k, listing in enumerate(table.listings())}
+    *parts, last = written(chunk)
+    longest = max(map(len, json_pieces(chunk)))
+    assert all(1000 <= len(part) < 1000 + longest for part in parts)
+    assert 0 < len(last) < 1000 + longest
+    assert bool(parts) == (n > 7)
+    assert "".join((*parts, last)) == f"data: {json_of(chunk)}\n\n"
+
+
 def test_what_is_no_number_is_null() -> None:
-    assert strict_json(written({"a": [math.nan, math.inf, -math.inf, 0.1]})[6:]) == {"a": [None, None, None, 0.1]}
+    assert strict_json("".join(written({"a": [math.nan, math.inf, -math.inf, 0.1]}))[6:]) == {
+        "a": [None, None, None, 0.1]
+    }
 
 
 def test_half_a_surrogate_pair_passes() -> None:
     chunk = read('data: {"a":"\\ud800"}\n\n')
     assert chunk == {"a": "\ud800"}
-    assert json.loads(written(chunk)[6:]) == chunk
+    assert json.loads("".join(written(chunk))[6:]) == chunk
 
 
 def test_what_is_no_json_is_an_error() -> None:

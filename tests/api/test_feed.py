@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from api_support.client import strict_json
 from api_support.fake_engine import decode
-from api_support.streams import N_PROMPT, Kept, choice_of, event_of, generate, generate_together, open_session
+from api_support.streams import (
+    N_PROMPT,
+    Kept,
+    choice_of,
+    event_of,
+    generate,
+    generate_together,
+    open_session,
+    rewritten,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -64,11 +73,11 @@ def written(values: Float32) -> list[float]:
 def stream(rows: Float32, finish: bool = True) -> tuple[list[dict[str, Any]], Any]:
     """The choices of a stream under `MANY`, an event a row of readouts, and its session."""
     session, (track,) = open_session(MANY, tokens=True)
-    events = [session.rewrite_event(event_of(choice_of(0, role="assistant", content="")))]
+    events = [rewritten(session, event_of(choice_of(0, role="assistant", content="")))]
     for j, row in enumerate(rows):
         last = finish and j == len(rows) - 1
         generate(track, row[None], "stop" if last else None)
-        events.append(session.rewrite_event(event_of(choice_of(0, "stop" if last else None, content="a"))))
+        events.append(rewritten(session, event_of(choice_of(0, "stop" if last else None, content="a"))))
     return [strict_json(event.removeprefix("data: "))["choices"][0] for event in events], session
 
 
@@ -123,7 +132,7 @@ def test_the_end_lists_what_is_known_last(rows: Float32, left: int) -> None:
                 track.finish_reason = "stop"
                 if again:
                     track.add(Reading(((N_PROMPT, 1, 0),), ((N_PROMPT, 1),), rows[7].tobytes()))
-            event = session.rewrite_event(event_of(choice_of(0, track.finish_reason, content="a")))
+            event = rewritten(session, event_of(choice_of(0, track.finish_reason, content="a")))
         assert session.around.allowance.left == left
         read = np.concatenate([rows[7:8], rows[2:]]) if again else rows[1:]
         shown = strict_json(event.removeprefix("data: "))["choices"][0]["probes"]
@@ -155,9 +164,9 @@ def test_sequences_that_are_read_together_stream_what_each_streams_alone(
         for (session, (track,)), (expected, (its_track,)) in zip(together, alone, strict=True):
             track.finish_reason = its_track.finish_reason = "stop" if j == len(rows) - 1 else None
             event = event_of(choice_of(0, track.finish_reason, content="a"))
-            found = session.rewrite_event(event)
+            found = rewritten(session, event)
             assert strict_json(found.removeprefix("data: ")) == strict_json(
-                expected.rewrite_event(event).removeprefix("data: ")
+                rewritten(expected, event).removeprefix("data: ")
             )
             assert (found != event) == (j > 0 and not (broken and session is together[2][0] and 20 <= j < 49))
 

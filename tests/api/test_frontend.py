@@ -111,6 +111,28 @@ async def test_a_gap_ends_a_stream_as_vllms_own_errors_do(server: FakeServer, ha
     assert failed == f"data: {own}\n\n"
 
 
+async def test_a_stream_is_relayed_in_parts_of_events(
+    server: FakeServer, handler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pilothouse.api.events.PART", 100)
+    session = server.extension.open({"probes": ["risk", "early"]}, CHAT, "tiny")
+    session.set_response_id(ID)
+    first = 'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
+
+    async def events() -> AsyncGenerator[str, None]:
+        run(session, Behaviour())
+        yield first
+        yield 'data: {"choices":[{"index":0,"delta":{},"finish_reason":"length"}]}\n\n'
+        yield "data: [DONE]\n\n"
+
+    parts = [part async for part in handler._relay(session, events())]
+    assert parts[0] == first
+    assert parts[-1] == "data: [DONE]\n\n"
+    assert len(parts) > 3
+    (choice,) = strict_json("".join(parts[1:-1]).removeprefix("data: "))["choices"]
+    assert choice["probes"].keys() == {"risk", "early"}
+
+
 @pytest.fixture
 def client(server: FakeServer) -> SteeringClient:
     """The engine's client over an engine that answers nothing."""
@@ -153,7 +175,7 @@ def test_default_probes_are_given_up_for_a_prompt_of_embeddings_and_asked_ones_a
     assert not session.asked
     session.close("no_token_ids")
     event = 'data: {"choices":[{"index":0,"text":"","finish_reason":"stop"}]}\n\n'
-    assert (session.decorate(0), session.token_scores(0), session.rewrite_event(event)) == ({}, [], event)
+    assert (session.decorate(0), session.token_scores(0), [*session.rewrite_event(event)]) == ({}, [], [event])
     assert server.extension.open({"probes": ["truthfulness"]}, "/v1/completions", "tiny").asked
     assert not server.extension.open({"probes": []}, "/v1/completions", "tiny").asked
 

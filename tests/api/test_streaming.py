@@ -124,7 +124,8 @@ async def test_words_of_the_model_are_not_mistaken_for_keys(server: FakeServer) 
     for text in ('"finish_reason":"stop"', "finish_reason", '"finish_reason":null, "logprobs":{', "[DONE]"):
         choice = {"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": None}
         event = f"data: {json.dumps({'choices': [choice]}, separators=(',', ':'))}\n\n"
-        assert session.rewrite_event(event) is event
+        (only,) = session.rewrite_event(event)
+        assert only is event
 
 
 @given(st.text())
@@ -133,4 +134,5 @@ def test_errors_and_foreign_events_pass_through(text: str) -> None:
     bodies: list[dict[str, Any]] = [{"error": {"message": text}}, {"choices": [], "usage": {}}]
     for body in bodies:
         event = f"data: {json.dumps(body)}\n\n"
-        assert session.rewrite_event(event) is event
+        (only,) = session.rewrite_event(event)
+        assert only is event

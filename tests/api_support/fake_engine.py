@@ -222,13 +222,15 @@ class Run:
         """As the engine room relays them: a gap ends the stream."""
         try:
             async for event in self._events():
-                yield event
+                for part in self.session.rewrite_event(event):
+                    yield part
         except EngineGap as gap:
             self.session.close()
             yield f"data: {json.dumps(error_body(gap))}\n\n"
             yield "data: [DONE]\n\n"
 
     async def _events(self) -> AsyncIterator[str]:
+        """As vLLM makes them."""
         self.session.set_response_id(self.id)
         live = {index: self._steps(index) for index in range(len(self.tracks))}
         first = True
@@ -245,20 +247,20 @@ class Run:
                 choice = self._choice(index, new) | {"finish_reason": self.tracks[index].finish_reason}
                 yield self._event(choice)
                 if self.behaviour.fails:
-                    yield self.session.rewrite_event('data: {"error":{"message":"the engine died"}}\n\n')
-                    yield self.session.rewrite_event("data: [DONE]\n\n")
+                    yield 'data: {"error":{"message":"the engine died"}}\n\n'
+                    yield "data: [DONE]\n\n"
                     self.session.close()
                     return
                 if self.behaviour.abort is not None and len(self.tracks[index].token_ids) >= self.behaviour.abort:
                     self.session.close("aborted")
                     return
-        yield self.session.rewrite_event(f'data: {{"id":"{self.id}","choices":[],"usage":{{"total_tokens":1}}}}\n\n')
-        yield self.session.rewrite_event("data: [DONE]\n\n")
+        yield f'data: {{"id":"{self.id}","choices":[],"usage":{{"total_tokens":1}}}}\n\n'
+        yield "data: [DONE]\n\n"
         self.session.close()
 
     def _event(self, choice: dict[str, Any]) -> str:
         chunk = {"id": self.id, "object": "chat.completion.chunk", "model": MODEL, "choices": [choice]}
-        return self.session.rewrite_event(f"data: {json.dumps(chunk, separators=(',', ':'), ensure_ascii=False)}\n\n")
+        return f"data: {json.dumps(chunk, separators=(',', ':'), ensure_ascii=False)}\n\n"
 
     def _choice(self, index: int, ids: list[int], role: bool = False, whole: bool = False) -> dict[str, Any]:
         text = "".join(map(decode, ids))

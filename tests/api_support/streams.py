@@ -63,6 +63,11 @@ def event_of(*choices: dict[str, Any], **more: Any) -> str:
     return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
+def rewritten(session: Session, event: str) -> str:
+    """All parts of `event` as the session sends it on."""
+    return "".join(session.rewrite_event(event))
+
+
 def choice_of(index: int, finish_reason: str | None = None, **delta: Any) -> dict[str, Any]:
     """A choice of a chat's chunk, in vLLM's order."""
     return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason, "token_ids": None}

@@ -3,7 +3,7 @@
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -138,30 +138,31 @@ class Session:
         feed = self._choices[index].feed
         return feed.named(feed.take(finished))
 
-    def rewrite_event(self, event: str) -> str:
-        """`event` with what is known by now; the same string where there is nothing to add. EngineGap as `decorate`."""
+    def rewrite_event(self, event: str) -> Iterable[str]:
+        """`event` with what is known by now, in parts; alone and the same string where there is nothing to add.
+        EngineGap as `decorate`."""
         if self._shows and self._streams_scores and (index := lone_choice(event)) is not None:
             feed = self._choices[index].feed
             block = feed.take(finished=False)
-            return event if block is None else with_key(event, SCORES, feed.text(block))
+            return (event if block is None else with_key(event, SCORES, feed.text(block)),)
         if event.startswith(DONE):
             # The record must be there before the client can know that the response has ended.
             if all(choice.scores.track.finish_reason is not None for choice in self._choices):
                 self.close()
-            return event
+            return (event,)
         if event.startswith(ERROR):
             # vLLM ends such a stream as it ends any other, so nobody else will say that it failed.
             self._failed = True
         if not self._shows or not tells_finish(event):
-            return event
+            return (event,)
         logprobs = bool(self.ask.probes) and has_logprobs(event)
         if not logprobs and not self._streams_scores and goes_on(event):
-            return event
+            return (event,)
         chunk = read(event)
         changed = False
         for shown in chunk.get("choices") or ():
             changed |= self._fill(shown)
-        return written(chunk) if changed else event
+        return written(chunk) if changed else (event,)
 
     def close(self, error: str | None = None) -> None:
         """Hand the outcome to the sinks. Later calls change nothing."""

@@ -1,6 +1,6 @@
 """The seam between HTTP and the engine: what the engine's handlers call, and what the API room implements."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -37,9 +37,10 @@ class RequestSession(Protocol):
     def token_scores(self, index: int) -> list[dict[str, Any] | None]:
         """For each generated token so far, what `logprobs.content[]` shows under `probe_scores`."""
 
-    def rewrite_event(self, event: str) -> str:
-        """One server-sent event of the stream with the scores that are known by now put in; EngineGap, as `decorate`,
-        in the place of the event that ends a choice: the stream has failed."""
+    def rewrite_event(self, event: str) -> Iterable[str]:
+        """One server-sent event of the stream with the scores that are known by now put in, in parts that are to be
+        sent one after the other; EngineGap, as `decorate`, in the place of the event that ends a choice: the stream has
+        failed."""
 
     def new_scores(self, index: int, finished: bool) -> dict[str, Any]:
         """For streams that `rewrite_event` does not know: by probe, the scores of the tokens of choice `index` that

@@ -62,7 +62,7 @@ class SteeringMessages(SteeringServing, AnthropicServingMessages):
         session = request_session()
         if session is None:
             return events
-        return relay(session, events, lambda event: _rewrite(session, event), self._failed)
+        return relay(session, events, lambda event: (_rewrite(session, event),), self._failed)
 
     def _failed(self, error: Exception) -> Iterator[str]:
         info = self.create_error_response(error).error

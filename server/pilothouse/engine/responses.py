@@ -97,7 +97,7 @@ class SteeringResponses(SteeringServing, OpenAIServingResponses):
         if session is None:
             return events
         stream = _Stream(session)
-        return relay(session, events, stream.rewrite, stream.failed)
+        return relay(session, events, lambda event: (stream.rewrite(event),), stream.failed)
 
     async def responses_background_stream_generator(self, *a: Any, **k: Any) -> AsyncIterator[Any]:
         """vLLM's, which waits for the completion of a response that has failed for ever."""

@@ -93,10 +93,11 @@ def request_session() -> RequestSession | None:
 async def relay(
     session: RequestSession,
     events: AsyncGenerator[Event, None],
-    rewrite: Callable[[Event], Event],
+    rewrite: Callable[[Event], Iterable[Event]],
     failed: Callable[[Exception], Iterable[Event]],
 ) -> AsyncGenerator[Event, None]:
-    """A stream with scores put in by `rewrite`; the session ends with it, however it ends.
+    """A stream with scores put in by `rewrite`, which gives each event in parts; the session ends with it, however it
+    ends.
 
     A gap ends it with `failed`, as vLLM's own errors would, whichever choice it is in; what still runs is given up.
     """
@@ -104,7 +105,8 @@ async def relay(
     try:
         async with aclosing(events):
             async for event in events:
-                yield rewrite(event)
+                for part in rewrite(event):
+                    yield part
         error = None
     except EngineGap as gap:
         # The record must be there before the client can know that the response has ended.
