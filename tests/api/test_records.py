@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from api_support.artefacts import write_all
 from api_support.client import HEADERS, INLINE, Client, assert_refused, connect, strict_json
@@ -15,6 +16,7 @@ from pilothouse.api.results import ResultsStore
 from pilothouse.api.session import steering_label
 from pilothouse.core.config import ServerConfig
 from pilothouse.core.errors import NotFound, StartupError
+from pilothouse.core.listing import TokenTable
 from pilothouse.core.records import RequestOutcome
 
 MIXED: list[dict[str, Any]] = [
@@ -173,6 +175,15 @@ def test_the_store_is_bounded() -> None:
         wide.observe(outcome(name, "x" * 300 + "\U0001f642"))
     with pytest.raises(NotFound):
         wide.read("a")
+    listed = ResultsStore(max_bytes=100_000)
+    values = np.zeros((64, 100), np.float32)
+    for name in ("a", "b"):
+        tokens = TokenTable(["word"] * 100, range(100), values, values, lambda j: None).listings()
+        listed.observe(RequestOutcome(name, "tiny", CHAT, "none", (), 0.0, (), ({"tokens": tokens},)))
+    with pytest.raises(NotFound):
+        listed.read("a")
+    (choice,) = strict_json(listed.read("b"))["choices"]
+    assert [len(tokens) for tokens in choice["tokens"]] == [100] * 64
     store.observe(outcome(""))
     with pytest.raises(NotFound):
         store.read("")

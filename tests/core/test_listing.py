@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pilothouse.core.listing import Begun, Listing, TokenTable, json_of, named, number_texts, numbers
+from pilothouse.core.listing import (
+    Begun,
+    Listing,
+    TokenTable,
+    json_of,
+    json_pieces,
+    named,
+    number_texts,
+    numbers,
+    slim,
+    texts_of,
+)
 from pilothouse.core.sites import Float32
 
 floats = st.floats(width=32) | st.just(float("nan"))
@@ -52,6 +64,32 @@ def test_the_text_is_that_of_the_objects(table: TokenTable) -> None:
         bare = listing.without_words()
         assert strict_json(bare.text) == list(bare) == [_wordless(entry) for entry in listing]
         assert strict_json(json_of({"a": [listing, 1], "b": bare})) == {"a": [json.loads(expected), 1], "b": list(bare)}
+
+
+@given(tables())
+def test_what_is_kept_of_a_text_says_the_same(table: TokenTable) -> None:
+    value = {"a": table.listings(), "b": [listing.without_words() for listing in table.listings()]}
+    kept, size = slim(json_pieces(value))
+    assert "".join(texts_of(kept)) == json_of(value)
+    texts = [piece for piece in kept if isinstance(piece, str)]
+    assert size >= sum(len(text.encode()) for text in texts)
+    # Once for all of its listings.
+    assert size == slim(texts)[1] + (table.size if table.listings() else 0)
+
+
+def test_what_is_kept_of_a_text_is_a_fraction_of_it() -> None:
+    n, n_probes = 256, 64
+    logits, scores = np.random.default_rng(6).standard_normal((2, n_probes, n)).astype(np.float32)
+    called, ids = [f"word {j}" for j in range(n)], list(range(n))
+    table = TokenTable(called, ids, logits, scores, lambda j: None, begun(called, ids, logits, scores, n))
+    value = table.listings()
+    pieces, size = slim(json_pieces(value))
+    assert size < len(json_of(value)) / 5
+    (kept,) = {id(piece.table): piece.table for piece in pieces if isinstance(piece, Listing)}.values()
+    before = len(pickle.dumps(kept))
+    assert "".join(texts_of(pieces)) == json_of(value)
+    assert before < size
+    assert len(pickle.dumps(kept)) < before + 100, "what was read is not kept"
 
 
 def test_a_listing_is_a_list_of_what_each_token_is_and_scores() -> None:

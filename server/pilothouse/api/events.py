@@ -4,6 +4,7 @@ Unescaped quotes cannot stand inside a JSON string, so a quoted key that is foll
 that a model wrote.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from pilothouse.core.listing import json_pieces
+from pilothouse.core.listing import json_pieces, texts_of
 
 DONE = "data: [DONE]"
 ERROR = 'data: {"error"'
@@ -78,16 +79,16 @@ def read(event: str) -> dict[str, Any]:
 
 def written(chunk: dict[str, Any]) -> Iterator[str]:
     """The event of `chunk`, in parts that are to be sent one after the other; what is not a finite number is null."""
-    return _parts((_DATA, *_pieces(chunk), "\n\n"))
+    return _parts(itertools.chain((_DATA,), _texts(chunk), ("\n\n",)))
 
 
-def _parts(pieces: Iterable[str]) -> Iterator[str]:
-    """`pieces`, joined to parts of some `PART` characters, each once it is asked for."""
+def _parts(texts: Iterable[str]) -> Iterator[str]:
+    """`texts`, joined to parts of some `PART` characters, each once it is asked for."""
     part: list[str] = []
     length = 0
-    for piece in pieces:
-        part.append(piece)
-        length += len(piece)
+    for text in texts:
+        part.append(text)
+        length += len(text)
         if length >= PART:
             yield "".join(part)
             part, length = [], 0
@@ -95,8 +96,8 @@ def _parts(pieces: Iterable[str]) -> Iterator[str]:
         yield "".join(part)
 
 
-def _pieces(value: dict[str, Any]) -> list[str]:
+def _texts(value: dict[str, Any]) -> Iterable[str]:
     try:
-        return json_pieces(value)
+        return texts_of(json_pieces(value))
     except UnicodeEncodeError:
         return [json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=list)]

@@ -31,6 +31,8 @@ _MARK = msgspec.Raw(b"\0")
 
 _LOGIT, _SCORE, _PIECES = 1, 3, 4
 """Where a token's numbers stand among the pieces of its text, and how many these are."""
+_OF_WORD = 80
+"""Bytes of a word and its number, characters apart."""
 _PART = 32
 """Tokens whose entries are joined at once while they come."""
 
@@ -102,16 +104,24 @@ class TokenTable:
             found[j]["reason"] = reason
         return found
 
-    def text(self, probe: int, words: bool = True) -> str:
-        """The JSON of `entries`, in ASCII."""
+    def texts(self, words: bool = True) -> Callable[[int], str]:
+        """What gives the JSON of `entries` by any probe, in ASCII. What the probes have in common is made at once, and
+        gone with it."""
         if not len(self):
-            return "[]"
-        if not words:
-            return f"[{self._wordless[probe]}]"
-        parts = [part[probe] for part in self._begun.parts]
-        if self._begun.n_joined < len(self):
-            parts.append(self._last[probe])
-        return f"[{','.join(parts)}]"
+            return lambda probe: "[]"
+        parts = self._begun.parts + self._last() if words else [self._wordless()]
+        return lambda probe: f"[{','.join([part[probe] for part in parts])}]"
+
+    def slim(self) -> "TokenTable":
+        """The same to be kept: the numbers alone, of which its JSON, eight times as large, is made again."""
+        missing = np.flatnonzero(np.isnan(self._logits).any(axis=0)).tolist()
+        return TokenTable(self._words, self._ids, self._logits, self._scores, {j: self._why(j) for j in missing}.get)
+
+    @property
+    def size(self) -> int:
+        """The bytes that it takes, once it is slim, at most."""
+        words = sum(_OF_WORD + 4 * len(word) for word in self._words)
+        return self._logits.nbytes + self._scores.nbytes + words
 
     @cached_property
     def _reasons(self) -> dict[int, list[tuple[int, str]]]:
@@ -124,15 +134,15 @@ class TokenTable:
                     found[probe].append((j, reason))
         return found
 
-    @cached_property
-    def _last(self) -> list[str]:
-        """Of each probe the entries of the tokens behind those that were joined already."""
+    def _last(self) -> list[list[str]]:
+        """Of each probe the entries of the tokens behind those that were joined already, if there are any."""
         begin, made = self._begun.n_joined, len(self._begun)
+        if begin == len(self):
+            return []
         texts = self._begun.texts + number_texts(self._logits[:, made:].T, self._scores[:, made:].T)
         reasons = {probe: [(j - begin, why) for j, why in told] for probe, told in self._reasons.items()}
-        return _entry_texts(named(self._words[begin:], self._ids[begin:]), texts, len(self._logits), reasons)
+        return [_entry_texts(named(self._words[begin:], self._ids[begin:]), texts, len(self._logits), reasons)]
 
-    @cached_property
     def _wordless(self) -> list[str]:
         """Of each probe the entries of all tokens, which do not say what these are."""
         texts = number_texts(self._logits.T, self._scores.T)
@@ -143,9 +153,9 @@ class Listing(Sequence[Entry]):
     """What is listed by one probe: a list of objects that are made when they are looked at."""
 
     def __init__(self, table: TokenTable, probe: int, words: bool = True) -> None:
-        self._table = table
-        self._probe = probe
-        self._words = words
+        self.table = table
+        self.probe = probe
+        self.words = words
 
     @overload
     def __getitem__(self, index: int) -> Entry: ...
@@ -155,7 +165,7 @@ class Listing(Sequence[Entry]):
         return self.entries[index]
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self.table)
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries)
@@ -163,38 +173,74 @@ class Listing(Sequence[Entry]):
     @cached_property
     def entries(self) -> list[Entry]:
         """The objects."""
-        return self._table.entries(self._probe, self._words)
+        return self.table.entries(self.probe, self.words)
 
-    @cached_property
+    @property
     def text(self) -> str:
         """The JSON, in ASCII."""
-        return self._table.text(self._probe, self._words)
+        return self.table.texts(self.words)(self.probe)
 
     def without_words(self) -> "Listing":
         """The same, but for what the tokens are."""
-        return Listing(self._table, self._probe, words=False)
+        return Listing(self.table, self.probe, words=False)
 
 
-def json_pieces(value: Any) -> list[str]:
-    """What, joined, is the JSON of what may have listings in it: their texts are pieces of their own, not copied. What
-    is not a finite number is null. UnicodeEncodeError for half a surrogate pair, which UTF-8 does not know."""
-    listed: list[str] = []
+Piece = str | Listing
+"""Of a JSON text: as it is, or as a listing whose text it is."""
+
+
+def json_pieces(value: Any) -> list[Piece]:
+    """What, joined by `texts_of`, is the JSON of what may have listings in it. What is not a finite number is null.
+    UnicodeEncodeError for half a surrogate pair, which UTF-8 does not know."""
+    listed: list[Listing] = []
 
     def mark(found: Any) -> Any:
         if not isinstance(found, Listing):
             raise TypeError(f"{type(found).__name__} is no JSON")
-        listed.append(found.text)
+        listed.append(found)
         return _MARK
 
     between = msgspec.json.Encoder(enc_hook=mark).encode(value).decode().split("\0")
-    pieces = between + listed
+    pieces: list[Piece] = [*between, *listed]
     pieces[::2], pieces[1::2] = between, listed
     return pieces
 
 
+def texts_of(pieces: Iterable[Piece]) -> Iterator[str]:
+    """The texts of `pieces`, each once it is asked for: together they may be megabytes."""
+    made: dict[tuple[int, bool], Callable[[int], str]] = {}
+    for piece in pieces:
+        if isinstance(piece, str):
+            yield piece
+            continue
+        key = id(piece.table), piece.words
+        if key not in made:
+            made[key] = piece.table.texts(piece.words)
+        yield made[key](piece.probe)
+
+
+def slim(pieces: Iterable[Piece]) -> tuple[list[Piece], int]:
+    """`pieces` to be kept, and how many bytes they take at most."""
+    tables: dict[int, TokenTable] = {}
+    found: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        if isinstance(piece, str):
+            found.append(piece)
+            # One character that is not ASCII can make all of them take four bytes.
+            size += len(piece) if piece.isascii() else 4 * len(piece)
+            continue
+        table = tables.get(id(piece.table))
+        if table is None:
+            table = tables[id(piece.table)] = piece.table.slim()
+            size += table.size
+        found.append(Listing(table, piece.probe, piece.words))
+    return found, size
+
+
 def json_of(value: Any) -> str:
-    """`json_pieces`, joined."""
-    return "".join(json_pieces(value))
+    """The JSON of `value`, as `json_pieces` has it."""
+    return "".join(texts_of(json_pieces(value)))
 
 
 def numbers(values: Float32) -> list[float | None]:
