@@ -12,7 +12,6 @@ from api_support.streams import choice_of, event_of, generate, open_session, rew
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pilothouse.api import events
 from pilothouse.api.events import goes_on, lone_choice, read, with_key, written
 from pilothouse.core.listing import TokenTable, json_of, json_pieces, texts_of
 from pilothouse.probing import Platt, Probe
@@ -137,7 +136,7 @@ def test_events_are_read_and_written_without_loss(chunk: dict[str, Any], ascii_o
 
 @pytest.mark.parametrize("n", [1, 7, 50])
 def test_a_large_event_is_written_in_parts(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
-    monkeypatch.setattr(events, "PART", 1000)
+    monkeypatch.setattr("pilothouse.api.events.PART", 1000)
     values = np.zeros((n, 2), np.float32)
     table = TokenTable(["a"] * 2, [7, 8], values, values, lambda j: None)
     chunk = {f"probe {k}": {"tokens": listing} for k, listing in enumerate(table.listings())}

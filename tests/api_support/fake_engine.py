@@ -6,7 +6,8 @@ are random but the same every time.
 
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -221,15 +222,16 @@ class Run:
     async def events(self) -> AsyncIterator[str]:
         """As the engine room relays them: a gap ends the stream."""
         try:
-            async for event in self._events():
-                for part in self.session.rewrite_event(event):
-                    yield part
+            async with aclosing(self._events()) as events:
+                async for event in events:
+                    for part in self.session.rewrite_event(event):
+                        yield part
         except EngineGap as gap:
             self.session.close()
             yield f"data: {json.dumps(error_body(gap))}\n\n"
             yield "data: [DONE]\n\n"
 
-    async def _events(self) -> AsyncIterator[str]:
+    async def _events(self) -> AsyncGenerator[str, None]:
         """As vLLM makes them."""
         self.session.set_response_id(self.id)
         live = {index: self._steps(index) for index in range(len(self.tracks))}

@@ -31,8 +31,8 @@ _MARK = msgspec.Raw(b"\0")
 
 _LOGIT, _SCORE, _PIECES = 1, 3, 4
 """Where a token's numbers stand among the pieces of its text, and how many these are."""
-_OF_WORD = 80
-"""Bytes of a word and its number, characters apart."""
+_OF_WORD, _OF_WHY = 120, 100
+"""Bytes of a word with its number, characters apart, and of why a token has no logit."""
 _PART = 32
 """Tokens whose entries are joined at once while they come."""
 
@@ -114,23 +114,26 @@ class TokenTable:
 
     def slim(self) -> "TokenTable":
         """The same to be kept: the numbers alone, of which its JSON, eight times as large, is made again."""
-        missing = np.flatnonzero(np.isnan(self._logits).any(axis=0)).tolist()
-        return TokenTable(self._words, self._ids, self._logits, self._scores, {j: self._why(j) for j in missing}.get)
+        return TokenTable(self._words, self._ids, self._logits, self._scores, self._whys.get)
 
     @property
     def size(self) -> int:
         """The bytes that it takes, once it is slim, at most."""
         words = sum(_OF_WORD + 4 * len(word) for word in self._words)
-        return self._logits.nbytes + self._scores.nbytes + words
+        return self._logits.nbytes + self._scores.nbytes + words + _OF_WHY * len(self._whys)
+
+    @cached_property
+    def _whys(self) -> dict[int, str | None]:
+        """Why tokens have no logit by some probe, by their places."""
+        return {j: self._why(j) for j in np.flatnonzero(np.isnan(self._logits).any(axis=0)).tolist()}
 
     @cached_property
     def _reasons(self) -> dict[int, list[tuple[int, str]]]:
         """By probe, its tokens without a logit that have a reason for it."""
-        missing = np.isnan(self._logits)
         found: dict[int, list[tuple[int, str]]] = defaultdict(list)
-        for j in np.flatnonzero(missing.any(axis=0)).tolist():
-            if (reason := self._why(j)) is not None:
-                for probe in np.flatnonzero(missing[:, j]).tolist():
+        for j, reason in self._whys.items():
+            if reason is not None:
+                for probe in np.flatnonzero(np.isnan(self._logits[:, j])).tolist():
                     found[probe].append((j, reason))
         return found
 
@@ -174,11 +177,6 @@ class Listing(Sequence[Entry]):
     def entries(self) -> list[Entry]:
         """The objects."""
         return self.table.entries(self.probe, self.words)
-
-    @property
-    def text(self) -> str:
-        """The JSON, in ASCII."""
-        return self.table.texts(self.words)(self.probe)
 
     def without_words(self) -> "Listing":
         """The same, but for what the tokens are."""
